@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes every generated file of the repository. The Go plugins are pinned in
+# tools/go.mod; protoc comes from Debian (protobuf-compiler).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v protoc >/dev/null || { echo "generate: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
+bin=$PWD/bin/tools
+mkdir -p "$bin"
+(cd tools && go build -o "$bin/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc)
+PATH=$bin:$PATH protoc -I api/proto --go_out=api/proto --go_opt=paths=source_relative \
+	--go-grpc_out=api/proto --go-grpc_opt=paths=source_relative \
+	procession/v1/alert.proto procession/v1/ingest.proto

@@ -217,7 +217,7 @@ type ExeFile struct {
 	Ino   uint64
 	Mode  uint16 // with the set-uid and set-gid bits
 	UID   uint32 // owner
-	GID   uint32
+	GID   uint32 // group
 	Nlink uint32
 	Magic uint64 // file system type (include/uapi/linux/magic.h)
 }
@@ -238,7 +238,7 @@ type Facts struct {
 	IDs
 	CapPermitted, CapEffective uint64
 
-	NS
+	NS           NS
 	InnerPID     int32 // the pid inside the innermost pid namespace
 	SID          int32
 	TTY          int32 // terminal index + 1; 0 none
@@ -247,8 +247,8 @@ type Facts struct {
 	NoNewPrivs   bool
 	Threads      int32
 
-	ExeFile
-	Marks
+	ExeFile ExeFile
+	Marks   Marks
 
 	Comm       []byte // task name, at most 15 bytes
 	Exe        []byte // path of the file it runs, in that file's mount namespace
@@ -298,16 +298,16 @@ type Process struct {
 
 	IDs
 	CapPermitted, CapEffective uint64
-	NS
-	InnerPID     int32
-	SID          int32
-	TTY          int32
-	LoginUID     uint32
-	AuditSession uint32
-	NoNewPrivs   bool
+	NS                         NS
+	InnerPID                   int32
+	SID                        int32
+	TTY                        int32
+	LoginUID                   uint32
+	AuditSession               uint32
+	NoNewPrivs                 bool
 
-	ExeFile
-	Marks
+	ExeFile ExeFile
+	Marks   Marks
 
 	Name       string // task name
 	Exe        string // resolved path of the program

@@ -268,7 +268,9 @@ type Process struct {
 	Ancestors []*Process `protobuf:"bytes,23,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
 	Exited    bool       `protobuf:"varint,24,opt,name=exited,proto3" json:"exited,omitempty"`
 	// The pid inside the innermost pid namespace; 0 unknown.
-	InnerPid      int32 `protobuf:"varint,25,opt,name=inner_pid,json=innerPid,proto3" json:"inner_pid,omitempty"`
+	InnerPid int32 `protobuf:"varint,25,opt,name=inner_pid,json=innerPid,proto3" json:"inner_pid,omitempty"`
+	// There are more ancestors than were written down.
+	AncestorsCut  bool `protobuf:"varint,26,opt,name=ancestors_cut,json=ancestorsCut,proto3" json:"ancestors_cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +478,13 @@ func (x *Process) GetInnerPid() int32 {
 		return x.InnerPid
 	}
 	return 0
+}
+
+func (x *Process) GetAncestorsCut() bool {
+	if x != nil {
+		return x.AncestorsCut
+	}
+	return false
 }
 
 type IDs struct {
@@ -1309,7 +1318,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\fplace_reason\x18\n" +
 	" \x01(\tR\vplaceReason\x12\x1c\n" +
 	"\tsynthetic\x18\v \x01(\bR\tsynthetic\x12\x14\n" +
-	"\x05stamp\x18\f \x01(\x04R\x05stamp\"\xa2\b\n" +
+	"\x05stamp\x18\f \x01(\x04R\x05stamp\"\xc7\b\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
 	"\x04ppid\x18\x02 \x01(\x05H\x00R\x04ppid\x88\x01\x01\x12\x14\n" +
@@ -1340,7 +1349,8 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\asources\x18\x16 \x03(\v2#.procession.v1.Process.SourcesEntryR\asources\x124\n" +
 	"\tancestors\x18\x17 \x03(\v2\x16.procession.v1.ProcessR\tancestors\x12\x16\n" +
 	"\x06exited\x18\x18 \x01(\bR\x06exited\x12\x1b\n" +
-	"\tinner_pid\x18\x19 \x01(\x05R\binnerPid\x1a:\n" +
+	"\tinner_pid\x18\x19 \x01(\x05R\binnerPid\x12#\n" +
+	"\rancestors_cut\x18\x1a \x01(\bR\fancestorsCut\x1a:\n" +
 	"\fSourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +

@@ -1,0 +1,67 @@
+# Procession: make alone lists the targets.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+ARCHES  ?= amd64 arm64
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## list the targets
+	@printf 'Procession. Targets:\n\n'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@printf '\nFirst time: as root, "make run" here and "make demo" in a second terminal.\n'
+
+.PHONY: build
+build: ## build bin/agent and bin/collector for this machine
+	@mkdir -p bin
+	$(GOBUILD) -o bin/ ./cmd/...
+
+.PHONY: run
+run: build ## start collector and agent on this machine (as root); state in ./.run, Ctrl-C stops
+	@hack/run.sh
+
+.PHONY: demo
+demo: build ## do harmless things that raise alerts, and check that each arrived (beside make run)
+	@mkdir -p bin
+	@go build -o bin/demo ./test/demo
+	@bin/demo --expect .run/alerts.ndjson
+
+.PHONY: test
+test: deps ## run every test with the race detector, on the real kernel when root
+	@hack/test.sh
+
+.PHONY: race
+race: test ## the same as test: everything runs with the race detector
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (default 20s)
+	@hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, shell syntax
+	@hack/lint.sh
+
+.PHONY: generate
+generate: ## make every generated file anew
+	@hack/generate.sh
+
+.PHONY: dist
+dist: ## static binaries for every architecture, in dist/
+	@for a in $(ARCHES); do mkdir -p dist/linux-$$a && echo "dist/linux-$$a" && \
+		GOOS=linux GOARCH=$$a $(GOBUILD) -o dist/linux-$$a/ ./cmd/agent ./cmd/collector || exit 1; done
+
+.PHONY: image
+image: dist ## OCI images of agent and collector in dist/*.oci.tar, without any registry (needs buildah)
+	@VERSION=$(VERSION) hack/image.sh $(ARCHES)
+
+.PHONY: deps
+deps: ## install what tests and tools need from Debian (as root), or name what is missing
+	@hack/deps.sh
+
+.PHONY: clean
+clean: ## remove built files (not ./.run)
+	rm -rf bin dist

@@ -1,0 +1,13 @@
+// The collector receives alerts from agents, keeps them, and brings them to
+// sinks. See internal/collector.
+package main
+
+import (
+	"os"
+
+	"github.com/procession-dev/procession/internal/collector"
+)
+
+var version = "dev" // set by the linker
+
+func main() { os.Exit(collector.Main(version, os.Args[1:], os.Stdout, os.Stderr)) }

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds OCI images of agent and collector from dist/ with buildah, from
+# scratch and without a registry: hack/image.sh amd64 arm64.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+version=${VERSION:-unknown}
+epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0) # same commit, same image
+if ! command -v buildah >/dev/null; then
+	if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+		echo "installing from Debian: buildah"
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah >/dev/null
+	else
+		echo "image: buildah is missing: apt-get install buildah" >&2
+		exit 1
+	fi
+fi
+for arch in "$@"; do
+	for target in agent collector; do
+		out=dist/$target-linux-$arch.oci.tar
+		rm -f "$out"
+		buildah build --quiet --isolation chroot --storage-driver vfs --network none --timestamp "$epoch" \
+			--platform "linux/$arch" --build-arg "TARGETARCH=$arch" --build-arg "VERSION=$version" \
+			--target "$target" --tag "procession/$target:$version-$arch" . >/dev/null
+		buildah push --quiet --storage-driver vfs "procession/$target:$version-$arch" \
+			"oci-archive:$out:procession/$target:$version"
+		printf '%-40s %6.1f MiB\n' "$out" "$(stat -c %s "$out" | awk '{print $1/1048576}')"
+	done
+done

@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/procconn"
+	"github.com/procession-dev/procession/internal/spool"
+)
+
+// A metric is read from the parts' own counts when Prometheus asks: nothing is
+// counted twice, and nothing on the event path knows of metrics.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	read func(a *agent, put func(v float64, labels ...string))
+}
+
+func counter(name, help string, labels []string, read func(*agent, func(float64, ...string))) metric {
+	return metric{prometheus.NewDesc("procession_agent_"+name, help, labels, nil), prometheus.CounterValue, read}
+}
+
+func gauge(name, help string, labels []string, read func(*agent, func(float64, ...string))) metric {
+	return metric{prometheus.NewDesc("procession_agent_"+name, help, labels, nil), prometheus.GaugeValue, read}
+}
+
+var metrics = []metric{
+	counter("events_received_total", "Messages taken from the kernel. Equals the sum of events_total, events_own_total and events_skipped_total, but for those being handled.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.conn.Stats().Received)) }),
+	counter("events_total", "Events handed to the process table, by kind.", []string{"kind"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.conn.Stats()
+			for _, k := range event.AllKinds() {
+				put(float64(s.Delivered[k]), k.Short())
+			}
+		}),
+	counter("events_own_total", "The agent's own heartbeats and the answers to its requests.", nil,
+		func(a *agent, put func(float64, ...string)) {
+			s := a.conn.Stats()
+			put(float64(s.Own + s.Acks))
+		}),
+	counter("events_skipped_total", "Messages that led to no event. forged: sent by a program, not the kernel; someone is trying. malformed: never in good order.", []string{"reason"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.conn.Stats()
+			put(float64(s.NotAsked), "not_asked")
+			put(float64(s.Unknown), "unknown")
+			put(float64(s.Malformed), "malformed")
+			put(float64(s.Forged), "forged")
+		}),
+	counter("events_lost_total", "Kernel events that were lost, exactly. Not zero: the node was partly blind; the log says when. ring, socket, queue: the agent was too slow. sequence: the kernel could not send.", []string{"cause"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.conn.Stats()
+			for c := range procconn.NumCauses {
+				put(float64(s.Lost[c]), c.String())
+			}
+		}),
+	gauge("recorder", "1 when the eBPF recorder is in use, 0 in the fall-back (the log says why).", nil,
+		func(a *agent, put func(float64, ...string)) { put(truth(a.conn.Status().Way == procconn.ByRecorder)) }),
+	gauge("alive", "1 when the last heartbeat came back through the kernel in time. 0: the node may be blind.", nil,
+		func(a *agent, put func(float64, ...string)) { put(truth(a.conn.Status().Alive)) }),
+	gauge("heartbeat_age_seconds", "Time since the last heartbeat that came back was sent.", nil,
+		func(a *agent, put func(float64, ...string)) { put(a.conn.Status().HeartbeatAge.Seconds()) }),
+	counter("relistens_total", "Times the agent had to subscribe to the kernel's events again.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.conn.Stats().Relistens)) }),
+	gauge("processes", "Processes known, alive and remembered.", []string{"state"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.pipe.table.Stats()
+			put(float64(s.Live), "live")
+			put(float64(s.Remembered), "remembered")
+		}),
+	counter("process_table_dropped_total", "What the bound of the process table cost: remembered processes forgotten early, live ones not kept, text cut.", []string{"what"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.pipe.table.Stats()
+			put(float64(s.Evicted), "evicted")
+			put(float64(s.Untracked), "untracked")
+			put(float64(s.Trimmed), "trimmed")
+		}),
+	counter("events_judged_total", "Events handed to the rules.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.events.Load())) }),
+	counter("rule_results_total", "What rules said of the events of their kinds. undecided: a fact was missing. error: the condition failed; the log says which.", []string{"rule", "result"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, s := range a.engine.Stats() {
+				put(float64(s.NotMatched), s.Rule.ID, "not_matched")
+				put(float64(s.Matched), s.Rule.ID, "matched")
+				put(float64(s.Suppressed), s.Rule.ID, "suppressed")
+				put(float64(s.Undecided), s.Rule.ID, "undecided")
+				put(float64(s.Errors), s.Rule.ID, "error")
+			}
+		}),
+	gauge("rules", "Rules in force.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(len(a.engine.Set().Rules()))) }),
+	counter("alerts_made_total", "Alerts made by this agent since it started. Equals durable, queued and lost together.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Made)) }),
+	counter("alerts_durable_total", "Alerts synced to this node's disk.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Durable)) }),
+	gauge("alerts_queued", "Alerts that wait for the disk.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Queued)) }),
+	counter("alerts_lost_total", "Alerts given up, by reason; each is reported to the collector as a loss range.", []string{"reason"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.spool.Stats()
+			for r := spool.Reason(1); r < spool.NumReasons; r++ {
+				put(float64(s.Lost[r]), r.String())
+			}
+		}),
+	gauge("alerts_unacked", "Alerts on disk that the collector has not acknowledged.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Unacked)) }),
+	gauge("alerts_oldest_unacked_seconds", "Age of the oldest of them. Growing: the collector is away or slow.", nil,
+		func(a *agent, put func(float64, ...string)) {
+			age := time.Duration(0)
+			if t := a.spool.Stats().OldestUnacked; !t.IsZero() {
+				age = time.Since(t)
+			}
+			put(age.Seconds())
+		}),
+	gauge("spool_bytes", "Size of the spool on disk.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Bytes)) }),
+	gauge("spool_failing", "1 while the disk refuses alerts; they are kept in memory, and the log says why.", nil,
+		func(a *agent, put func(float64, ...string)) { put(truth(a.spool.Stats().Failing != nil)) }),
+	gauge("collector_connected", "1 while a stream to the collector is up.", nil,
+		func(a *agent, put func(float64, ...string)) { put(truth(a.sender.Status().Connected)) }),
+	counter("collector_connections_failed_total", "Streams to the collector that ended with an error or did not begin; the log says why.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.sender.Status().Failures)) }),
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Describe implements prometheus.Collector.
+func (a *agent) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		ch <- m.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (a *agent) Collect(ch chan<- prometheus.Metric) {
+	for _, m := range metrics {
+		m.read(a, func(v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+		})
+	}
+}
+
+func (a *agent) registry() prometheus.Gatherer {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(a, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// ready says why the agent does not do its job, or nil.
+func (a *agent) ready() error {
+	if st := a.conn.Status(); !st.Alive {
+		return fmt.Errorf("no heartbeat through the kernel for %v: process events may not arrive", st.HeartbeatAge.Round(time.Second))
+	}
+	if err := a.spool.Stats().Failing; err != nil {
+		return fmt.Errorf("the spool's disk refuses alerts: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/procession-dev/procession/internal/alert"
+	"github.com/procession-dev/procession/internal/debughttp"
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/forward"
+	"github.com/procession-dev/procession/internal/policy"
+	"github.com/procession-dev/procession/internal/policy/source"
+	"github.com/procession-dev/procession/internal/procconn"
+	"github.com/procession-dev/procession/internal/spool"
+)
+
+const runHelp = `
+Hears process events, judges them against the policies in a directory, keeps
+each alert on disk until the collector has it, and sends it there.
+
+"listening" appears on stderr once events are proven to arrive. SIGTERM or
+Ctrl-C stops: what was alerted is spooled, and offered to the collector for
+--drain-timeout; what it did not take is sent at the next start.
+
+The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
+"collector issue".
+`
+
+type runFlags struct {
+	state, policies, node string
+	collector, tls        string
+	recorder              string
+	drain, drainTimeout   time.Duration
+	spoolBytes            int64
+	metrics               string
+	logFormat, logLevel   string
+}
+
+func runCommand(args []string, stdout, stderr io.Writer, version string) error {
+	var f runFlags
+	fs := newFlags("run")
+	host, _ := os.Hostname()
+	fs.StringVar(&f.state, "state", "/var/lib/procession", "`folder` for the alerts that wait to be sent; made if missing")
+	fs.StringVar(&f.policies, "policies", "/etc/procession/policies", "`folder` of policy files (*.yaml)")
+	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
+	fs.StringVar(&f.collector, "collector", "", "`host:port` of the collector (required)")
+	fs.StringVar(&f.tls, "tls", "", "`folder` with agent.crt, agent.key and ca.crt (required)")
+	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
+	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
+	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long to offer alerts to the collector when stopping")
+	fs.Int64Var(&f.spoolBytes, "spool-bytes", 64<<20, "bound of the alerts on disk, in `bytes`; the oldest give way and are reported as lost")
+	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics, /healthz and /readyz on this loopback `host:port`; empty is off")
+	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn, error")
+	if err := parse(fs, runHelp, args, stdout); err != nil {
+		return err
+	}
+	log, err := newLog(stderr, f.logFormat, f.logLevel)
+	if err != nil {
+		return err
+	}
+	switch {
+	case f.collector == "":
+		return usagef("--collector is missing: the host:port of the collector")
+	case f.tls == "":
+		return usagef("--tls is missing: the folder with agent.crt, agent.key and ca.crt (made by: collector issue --node %s --out FOLDER)", f.node)
+	}
+	creds, err := loadTLS(f.tls, f.collector)
+	if err != nil {
+		return fmt.Errorf("--tls: %w", err)
+	}
+	ctx, stop := untilSignal(context.Background())
+	defer stop()
+	a := &agent{flags: f, version: version, log: log, stderr: stderr, tls: creds}
+	return a.run(ctx)
+}
+
+// loadTLS makes the client's side of mutual TLS from the three files.
+func loadTLS(dir, target string) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "agent.crt"), filepath.Join(dir, "agent.key"))
+	if err != nil {
+		return nil, fmt.Errorf("%w; make the files with: collector issue", err)
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", filepath.Join(dir, "ca.crt"))
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: pool}, nil
+}
+
+// An agent is the running composition.
+type agent struct {
+	flags   runFlags
+	version string
+	log     *slog.Logger
+	stderr  io.Writer
+	tls     *tls.Config
+
+	pipe   *pipeline
+	conn   *procconn.Conn
+	engine *policy.Engine
+	build  alert.Builder
+	spool  *spool.Spool
+	sender *forward.Forwarder
+	buf    []byte
+
+	unspooled atomic.Uint64 // alerts that could not be spooled; the spool names them as lost
+}
+
+// run starts the parts in the order of the flow, and stops them in it: the
+// source when ctx ends, the spool when the source has ended, the sender when
+// the spool has. A part that fails ends all.
+func (a *agent) run(ctx context.Context) error {
+	rules := source.NewDir(a.flags.policies, a.log)
+	if err := a.assemble(ctx, rules); err != nil {
+		return err
+	}
+	defer a.conn.Close()
+
+	parts, failed := errgroup.WithContext(context.WithoutCancel(ctx)) // failed: a part has
+	sourceCtx, stopSource := context.WithCancel(failed)
+	defer context.AfterFunc(ctx, stopSource)()
+	spoolCtx, stopSpool := context.WithCancel(failed)
+	sendCtx, stopSend := context.WithCancel(failed)
+	parts.Go(func() error {
+		defer stopSpool()
+		return a.conn.Run(sourceCtx, a.pipe)
+	})
+	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
+	parts.Go(func() error {
+		defer stopSend()
+		return a.spool.Run(spoolCtx)
+	})
+	parts.Go(func() error { return a.sender.Run(sendCtx) })
+	if a.flags.metrics != "" {
+		parts.Go(func() error { return debughttp.Serve(sendCtx, a.flags.metrics, a.registry(), a.ready) })
+	}
+	err := errors.Join(parts.Wait(), a.spool.Close())
+	a.sayGoodbye()
+	return err
+}
+
+// assemble makes the parts, in an order that finds mistakes of the
+// configuration before anything is started, and returns when events are
+// proven to arrive.
+func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
+	compiler, err := policy.NewCompiler()
+	if err != nil {
+		return err
+	}
+	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node})
+	if err := rules.Load(compiler, a.loadRules); err != nil {
+		return fmt.Errorf("--policies: %w", err)
+	}
+	if a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.flags.state, "spool"), MaxBytes: a.flags.spoolBytes, Log: a.log}); err != nil {
+		return fmt.Errorf("--state: %w", err)
+	}
+	if a.pipe, err = newPipeline(a.log, a.judge, nil); err != nil {
+		return err
+	}
+	a.build.Wall = a.pipe.wall
+	a.sender, err = forward.New(forward.Config{
+		Spool: a.spool, Target: a.flags.collector, TLS: a.tls,
+		Node: a.flags.node, Version: a.version, BootID: bootID(),
+		EventCounters: func() (uint64, uint64) { return a.pipe.events.Load(), a.pipe.lost.Load() },
+		DrainTimeout:  a.flags.drainTimeout, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.conn, err = procconn.Open(ctx, procconn.Config{
+		Recorder: procconn.Mode(a.flags.recorder), DrainInterval: a.flags.drain, Log: a.log, Cwd: true,
+		Kinds: event.KindSet(event.AllKinds()...) &^ event.KindSet(event.CommChange),
+	})
+	if err != nil {
+		return err
+	}
+	n, err := a.pipe.table.Scan()
+	if err != nil {
+		return fmt.Errorf("read the processes that run already: %w", err)
+	}
+	a.sayListening(n)
+	return nil
+}
+
+func (a *agent) sayListening(processes int) {
+	st := a.conn.Status()
+	for _, l := range st.Limits {
+		a.log.Warn("not everything that could be used is allowed here", "missing", l.Missing, "cost", l.Cost)
+	}
+	if st.Reason != "" {
+		a.log.Warn("process events are read without the recorder: a process that lives for microseconds may lose its arguments", "way", st.Way, "reason", st.Reason)
+	}
+	a.log.Info("listening", "way", st.Way, "since", st.Since, "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
+}
+
+// sayGoodbye sums up, so that the log's last line answers what was delivered.
+func (a *agent) sayGoodbye() {
+	s := a.spool.Stats()
+	a.log.Info("stopped", "events", a.pipe.events.Load(), "events_lost", a.pipe.lost.Load(),
+		"alerts", s.Made, "undelivered", s.Unacked)
+}
+
+// judge is the end of the event path: it runs in the reader's goroutine.
+func (a *agent) judge(ev *event.Event) {
+	a.engine.Evaluate(ev, func(m *policy.Match) {
+		var err error
+		a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], a.build.Alert(ev, m))
+		if err == nil {
+			_, err = a.spool.Append(a.buf)
+		}
+		if err != nil && a.unspooled.Add(1) == 1 {
+			a.log.Error("an alert could not be spooled; it and any later one are counted and reported as lost",
+				"rule", m.Rule.ID, "err", err)
+		}
+	})
+}
+
+// loadRules puts a new set of rules in force.
+func (a *agent) loadRules(u source.Update) {
+	a.engine.Swap(u.Set)
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

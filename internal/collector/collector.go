@@ -1,0 +1,360 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/procession-dev/procession/internal/ingest"
+	"github.com/procession-dev/procession/internal/pki"
+	"github.com/procession-dev/procession/internal/present"
+	"github.com/procession-dev/procession/internal/sink"
+	"github.com/procession-dev/procession/internal/sink/ndjson"
+	"github.com/procession-dev/procession/internal/sink/terminal"
+	"github.com/procession-dev/procession/internal/store"
+)
+
+// Config of a collector, checked by New.
+type Config struct {
+	State   string   // directory of the database and of the certificate authority
+	Listen  string   // host:port for agents; "" is 127.0.0.1:7443
+	Names   []string // further names or addresses agents use, for the certificate
+	Cluster string   // first part of every alert's id; "" is local
+
+	NDJSON  string // file, "" is none
+	Metrics string // host:port of /metrics, /healthz, /readyz; "" is none
+
+	Terminal io.Writer     // nil is none
+	Style    present.Style // of the terminal
+
+	ReadyFile string // made when agents can connect, removed at the end
+
+	// DrainWait is how long agents have to take their last acks, and then
+	// again how long sinks have to catch up; 0 is 5 s.
+	DrainWait time.Duration
+
+	Log *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.State == "" {
+		return c, usagef("--state", "must name a directory")
+	}
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:7443"
+	}
+	if c.Cluster == "" {
+		c.Cluster = "local"
+	}
+	if err := pki.CheckNode(c.Cluster); err != nil { // same rule: part of an id, no slash
+		return c, usagef("--cluster", "%.64q: want letters, digits, dots, hyphens and underscores", c.Cluster)
+	}
+	for flag, addr := range map[string]string{"--listen": c.Listen, "--metrics": c.Metrics} {
+		if addr == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return c, usagef(flag, "%v", err)
+		}
+	}
+	for _, n := range c.Names {
+		if err := pki.CheckServerName(n); err != nil {
+			return c, usagef("--name", "%v", err)
+		}
+	}
+	if c.DrainWait == 0 {
+		c.DrainWait = 5 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// A UsageError is a mistake in the command line.
+type UsageError struct{ Flag, Msg string }
+
+func (e *UsageError) Error() string { return e.Flag + ": " + e.Msg }
+
+func usagef(flag, format string, args ...any) error {
+	return &UsageError{flag, fmt.Sprintf(format, args...)}
+}
+
+// A Collector is built by New and runs once.
+type Collector struct {
+	cfg   Config
+	st    *store.SQLite
+	queue *store.Queue
+	srv   *ingest.Server
+	agent net.Listener // for agents
+	http  net.Listener // metrics; may be nil
+	reg   *prometheus.Registry
+	sinks []*sink.Runner
+	file  *ndjson.File
+	ready chan struct{} // closed when agents can connect
+}
+
+// New opens everything a collector needs, or says what is missing and holds
+// nothing. Who built it must call Run.
+func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c := &Collector{cfg: cfg, reg: prometheus.NewRegistry(), ready: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.st, err = store.OpenSQLite(ctx, cfg.State); err != nil {
+		return nil, stateError(cfg.State, err)
+	}
+	if cfg.ReadyFile != "" { // of a collector that was killed
+		os.Remove(cfg.ReadyFile)
+	}
+	ca, err := pki.Open(filepath.Join(cfg.State, "pki"))
+	if err != nil {
+		return nil, stateError(cfg.State, err)
+	}
+	renew := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "procession_collector_certificate_renewal_failures_total",
+		Help: "Times the server's certificate could not be made anew; the log says why. It holds for 24 hours."})
+	c.reg.MustRegister(renew)
+	var tell sync.Once
+	tlsConfig, err := ca.ServerConfig(cfg.Names, func(err error) {
+		renew.Inc()
+		tell.Do(func() { cfg.Log.Error("the server's certificate cannot be renewed", slog.Any("err", err)) })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the server's certificate: %w", err)
+	}
+	c.queue = store.NewQueue(c.st, store.QueueConfig{Log: cfg.Log, Registerer: c.reg})
+	if err := c.openSinks(); err != nil {
+		return nil, err
+	}
+	c.srv, err = ingest.New(ingest.Config{
+		Queue: c.queue, Credentials: credentials.NewTLS(tlsConfig),
+		Identify:  ingest.PeerCertificate(pki.NodeName),
+		DrainWait: cfg.DrainWait, Log: cfg.Log, Registerer: c.reg})
+	if err != nil {
+		return nil, err
+	}
+	if c.agent, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, listenError("--listen", cfg.Listen, err)
+	}
+	if cfg.Metrics != "" {
+		if c.http, err = net.Listen("tcp", cfg.Metrics); err != nil {
+			return nil, listenError("--metrics", cfg.Metrics, err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Collector) openSinks() (err error) {
+	m := sink.NewMetrics(c.reg)
+	add := func(name string, s sink.Sink, fromNow bool) error {
+		r, err := sink.New(sink.Config{Name: name, Sink: s, Store: c.st, Queue: c.queue, FromNow: fromNow, Log: c.cfg.Log}, m)
+		if err != nil {
+			return err
+		}
+		c.sinks = append(c.sinks, r)
+		return nil
+	}
+	if c.cfg.NDJSON != "" {
+		if c.file, err = ndjson.Open(c.cfg.NDJSON, c.cfg.Cluster); err != nil {
+			return fmt.Errorf("--ndjson: %w", err)
+		}
+		if err := add("ndjson", c.file, false); err != nil {
+			return err
+		}
+	}
+	if c.cfg.Terminal != nil {
+		return add("terminal", terminal.New(c.cfg.Terminal, c.cfg.Style, c.cfg.Cluster), true)
+	}
+	return nil
+}
+
+// stateError says what to do about a state directory that cannot be used.
+func stateError(dir string, err error) error {
+	var do string
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		do = "stop that one, or give this one a directory of its own (--state)"
+	case errors.Is(err, store.ErrFull), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		do = "make room on its file system"
+	case errors.Is(err, store.ErrDamaged):
+		do = "restore " + dir + " from a backup, or move alerts.db* away: agents send again what they still have"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		do = "give this user write access to " + dir + ", or choose another directory (--state)"
+	default:
+		return fmt.Errorf("--state: %w", err)
+	}
+	return fmt.Errorf("--state: %w; %s", err, do)
+}
+
+func listenError(flag, addr string, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%s: %s is taken by another process; stop it, or choose another port", flag, addr)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("%s: %s is not an address of this machine", flag, addr)
+	}
+	return fmt.Errorf("%s: %w", flag, err)
+}
+
+// Addr is where agents connect; Config.Listen may have port 0.
+func (c *Collector) Addr() net.Addr { return c.agent.Addr() }
+
+// MetricsAddr is where metrics are, nil if nowhere.
+func (c *Collector) MetricsAddr() net.Addr {
+	if c.http == nil {
+		return nil
+	}
+	return c.http.Addr()
+}
+
+// Ready is closed when agents can connect.
+func (c *Collector) Ready() <-chan struct{} { return c.ready }
+
+// Run serves until ctx ends, then stops in the order of the flow. It returns
+// an error when a part failed, nil when it was asked to stop.
+func (c *Collector) Run(ctx context.Context) error {
+	defer c.close()
+	// Each stage has its own stop. When one fails, ctx ends, and all stop in
+	// the same order as if they had been asked to.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var failure atomic.Pointer[error]
+	fail := func(err error) {
+		if err != nil {
+			failure.CompareAndSwap(nil, &err)
+			cancel(err)
+		}
+	}
+	background := context.WithoutCancel(ctx)
+	queueCtx, stopQueue := context.WithCancel(background)
+	sinkCtx, stopSinks := context.WithCancel(background)
+	defer stopQueue()
+	defer stopSinks()
+	var sinks, rest sync.WaitGroup
+	rest.Go(func() { fail(c.queue.Run(queueCtx)) })
+	for _, r := range c.sinks {
+		sinks.Go(func() { fail(r.Run(sinkCtx)) })
+	}
+	hs := &http.Server{Handler: c.handler(ctx), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	if c.http != nil {
+		rest.Go(func() {
+			if err := hs.Serve(c.http); !errors.Is(err, http.ErrServerClosed) {
+				fail(fmt.Errorf("serve metrics: %w", err))
+			}
+		})
+	}
+	fail(c.announce())
+	fail(c.srv.Serve(ctx, c.agent))
+	c.cfg.Log.Info("collector stopping: agents were asked to go, sinks catch up")
+	c.catchUp()
+	stopSinks()
+	c.waitSinks(&sinks)
+	stopQueue()
+	hs.Close()
+	rest.Wait()
+	if err := failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// announce tells scripts and people that agents can connect. The listener has
+// been there since New, so whoever reads this can.
+func (c *Collector) announce() error {
+	if f := c.cfg.ReadyFile; f != "" {
+		// Renamed into place: who sees the file can read the address in it.
+		tmp := f + ".tmp"
+		if err := os.WriteFile(tmp, []byte(c.Addr().String()+"\n"), 0o644); err != nil {
+			return fmt.Errorf("--ready-file: %w", err)
+		}
+		if err := os.Rename(tmp, f); err != nil {
+			return fmt.Errorf("--ready-file: %w", err)
+		}
+	}
+	attrs := []any{slog.String("listen", c.Addr().String()), slog.String("cluster", c.cfg.Cluster), slog.String("state", c.cfg.State)}
+	if c.http != nil {
+		attrs = append(attrs, slog.String("metrics", c.http.Addr().String()))
+	}
+	c.cfg.Log.Info("collector ready", attrs...)
+	close(c.ready)
+	return nil
+}
+
+// catchUp waits, for a bounded time, until sinks have what the store has.
+func (c *Collector) catchUp() {
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.DrainWait)
+	defer cancel()
+	head, err := c.st.Head(ctx)
+	if err != nil {
+		c.cfg.Log.Warn("sinks may be behind at the next start", slog.Any("err", err))
+		return
+	}
+	for _, r := range c.sinks {
+		if !r.WaitFor(ctx, head) {
+			c.cfg.Log.Warn("sink did not catch up; it goes on at the next start",
+				slog.String("sink", r.Name()), slog.Int64("behind", head-r.Cursor()))
+		}
+	}
+}
+
+// waitSinks ends sinks and stores their cursors. A write that hangs, as to a
+// terminal nobody reads, cannot be ended; it is left behind.
+func (c *Collector) waitSinks(g *sync.WaitGroup) {
+	ended := make(chan struct{})
+	go func() { g.Wait(); close(ended) }()
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.DrainWait)
+	defer cancel()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		c.cfg.Log.Warn("a sink hangs and is left behind")
+		c.file = nil // it may be the one
+	}
+	for _, r := range c.sinks {
+		if err := r.Flush(ctx); err != nil {
+			c.cfg.Log.Warn("records may be delivered twice at the next start", slog.Any("err", err))
+		}
+	}
+}
+
+// close gives back what New opened. The listener for agents is closed by its
+// server, if that ran.
+func (c *Collector) close() {
+	if c.cfg.ReadyFile != "" && c.st != nil { // without the state it is another collector's
+		os.Remove(c.cfg.ReadyFile)
+	}
+	for _, l := range []net.Listener{c.agent, c.http} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if c.file != nil {
+		c.file.Close()
+	}
+	if c.st != nil {
+		if err := c.st.Close(); err != nil {
+			c.cfg.Log.Warn("close the store", slog.Any("err", err))
+		}
+	}
+}

@@ -1,0 +1,449 @@
+package forward
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"maps"
+	"math/big"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/procession-dev/procession/api/proto/procession/v1"
+	"github.com/procession-dev/procession/internal/spool"
+)
+
+// kept is one thing in the test's store, in the order of its commit.
+type kept struct {
+	from, to uint64
+	text     string // of a record
+	reason   pb.LossReason
+}
+
+// store is what a collector's disk holds: it outlives servers.
+type store struct {
+	mu    sync.Mutex // guards all
+	marks map[spool.Epoch]uint64
+	log   map[spool.Epoch][]kept
+	made  map[spool.Epoch]uint64 // from heartbeats
+}
+
+func newStore() *store {
+	return &store{marks: map[spool.Epoch]uint64{}, log: map[spool.Epoch][]kept{}, made: map[spool.Epoch]uint64{}}
+}
+
+// snapshot is a backup.
+func (s *store) snapshot() *store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := newStore()
+	maps.Copy(b.marks, s.marks)
+	for e, l := range s.log {
+		b.log[e] = slices.Clone(l)
+	}
+	return b
+}
+
+func (s *store) restore(b *store) {
+	b = b.snapshot()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.marks, s.log = b.marks, b.log
+}
+
+func (s *store) mark(e spool.Epoch) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.marks[e]
+}
+
+var errGap = errors.New("gap")
+
+// commit is the fence: what is below the mark is a repetition.
+func (s *store) commit(b *pb.Batch) (upTo uint64, err error) {
+	e := spool.Epoch(b.GetEpoch())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := b.GetFirstSeq()
+	if next > s.marks[e]+1 {
+		return 0, fmt.Errorf("%w: batch from %d, stored are %d", errGap, next, s.marks[e])
+	}
+	for ri, li := 0, 0; ri < len(b.Records) || li < len(b.Losses); {
+		var k kept
+		if ri < len(b.Records) && b.Records[ri].Seq == next {
+			r := b.Records[ri]
+			if crc32.Checksum(r.Payload, crc32.MakeTable(crc32.Castagnoli)) != r.Crc32C {
+				return 0, fmt.Errorf("record %d: wrong CRC", r.Seq)
+			}
+			k = kept{from: next, to: next, text: string(r.Payload)}
+			ri++
+		} else if li < len(b.Losses) && b.Losses[li].From == next {
+			l := b.Losses[li]
+			k = kept{from: next, to: l.To, reason: l.Reason}
+			li++
+		} else {
+			return 0, fmt.Errorf("%w: number %d is missing in a batch", errGap, next)
+		}
+		next = k.to + 1
+		if k.to <= s.marks[e] {
+			continue
+		}
+		k.from = max(k.from, s.marks[e]+1)
+		s.log[e] = append(s.log[e], k)
+		s.marks[e] = k.to
+	}
+	return s.marks[e], nil
+}
+
+// collector is a small ingest side with one committer.
+type collector struct {
+	pb.UnimplementedIngestServiceServer
+	*store
+	work chan func()
+
+	mu      sync.Mutex // guards what tests change while it runs
+	window  uint32
+	before  func()                // before each commit
+	reply   func(*pb.Welcome)     // changes a welcome
+	onAck   func(*pb.Ack) *pb.Ack // changes an ack; nil: keep it back
+	onBatch func(*pb.Batch) bool  // false: the batch gets no further
+	hellos  []*pb.Hello
+	drain   map[chan *pb.StreamResponse]bool // the live streams
+}
+
+func newCollector(st *store) *collector {
+	c := &collector{store: st, work: make(chan func(), 64), window: 3, drain: map[chan *pb.StreamResponse]bool{}}
+	go func() {
+		for f := range c.work {
+			f()
+		}
+	}()
+	return c
+}
+
+func (c *collector) set(f func(*collector)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(c)
+}
+
+func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.StreamResponse]) error {
+	m, err := st.Recv()
+	if err != nil {
+		return err
+	}
+	h := m.GetHello()
+	if h == nil || h.GetProtocol() != 1 {
+		return status.Error(codes.InvalidArgument, "no hello")
+	}
+	out := make(chan *pb.StreamResponse, 1024)
+	ctx, cancel := context.WithCancelCause(st.Context())
+	defer cancel(nil)
+	go func() {
+		for {
+			select {
+			case m := <-out:
+				if st.Send(m) != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	c.mu.Lock()
+	c.hellos = append(c.hellos, h)
+	c.drain[out] = true
+	reply := c.reply
+	w := &pb.Welcome{Window: c.window, MaxBatchRecords: 64, MaxBatchBytes: 64 << 10, ServerTime: timestamppb.Now()}
+	c.mu.Unlock()
+	defer c.set(func(c *collector) { delete(c.drain, out) })
+	c.work <- func() { // through the queue: behind what an earlier stream still has in it
+		for _, l := range h.Lanes {
+			w.Resume = append(w.Resume, &pb.Resume{Epoch: l.Epoch, After: c.store.mark(spool.Epoch(l.Epoch))})
+		}
+		if reply != nil {
+			reply(w)
+		}
+		out <- &pb.StreamResponse{Message: &pb.StreamResponse_Welcome{Welcome: w}}
+	}
+	go func() {
+		for {
+			m, err := st.Recv()
+			if err != nil {
+				cancel(err)
+				return
+			}
+			c.handle(m, out, cancel)
+		}
+	}()
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, io.EOF) {
+		return err
+	}
+	// What was received is acknowledged before the end.
+	done := make(chan struct{})
+	c.work <- func() { close(done) }
+	<-done
+	for {
+		select {
+		case m := <-out:
+			st.Send(m)
+		default:
+			return nil
+		}
+	}
+}
+
+func (c *collector) handle(m *pb.StreamRequest, out chan *pb.StreamResponse, fail func(error)) {
+	if hb := m.GetHeartbeat(); hb != nil {
+		c.store.mu.Lock()
+		e := spool.Epoch(hb.Epoch)
+		c.store.made[e] = max(c.store.made[e], hb.Made)
+		c.store.mu.Unlock()
+		return
+	}
+	b := proto.Clone(m.GetBatch()).(*pb.Batch)
+	c.work <- func() {
+		c.mu.Lock()
+		before, onAck, onBatch := c.before, c.onAck, c.onBatch
+		c.mu.Unlock()
+		if onBatch != nil && !onBatch(b) {
+			return
+		}
+		if before != nil {
+			before()
+		}
+		upTo, err := c.store.commit(b)
+		if err != nil {
+			fail(status.Error(codes.FailedPrecondition, err.Error()))
+			return
+		}
+		a := &pb.Ack{Epoch: b.Epoch, UpTo: upTo}
+		if onAck != nil {
+			a = onAck(a)
+		}
+		if a != nil {
+			out <- &pb.StreamResponse{Message: &pb.StreamResponse_Ack{Ack: a}}
+		}
+	}
+}
+
+// sendDrain asks all agents to come back.
+func (c *collector) sendDrain(delay time.Duration) {
+	c.set(func(c *collector) {
+		for out := range c.drain {
+			out <- &pb.StreamResponse{Message: &pb.StreamResponse_Drain{Drain: &pb.Drain{DelayMs: uint32(delay.Milliseconds())}}}
+		}
+	})
+}
+
+func (c *collector) streams() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.drain)
+}
+
+// pki makes a server certificate for 127.0.0.1 and the client's view of it.
+var pki = sync.OnceValues(func() (server, client *tls.Config) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "collector"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13},
+		&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+})
+
+// server runs collectors one after the other at one address.
+type server struct {
+	t    testing.TB
+	addr string
+	srv  *grpc.Server
+	done chan struct{}
+	age  time.Duration // of a connection; 0: any
+}
+
+func serve(t testing.TB, c *collector) *server {
+	s := &server{t: t, addr: "127.0.0.1:0"}
+	s.start(c)
+	t.Cleanup(s.kill)
+	return s
+}
+
+func (s *server) start(c *collector) {
+	s.t.Helper()
+	l, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	conf, _ := pki()
+	age := keepalive.ServerParameters{MaxConnectionAge: s.age, MaxConnectionAgeGrace: 10 * time.Second}
+	s.srv = grpc.NewServer(grpc.Creds(credentials.NewTLS(conf)), grpc.KeepaliveParams(age),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}))
+	pb.RegisterIngestServiceServer(s.srv, c)
+	s.done = make(chan struct{})
+	go func(srv *grpc.Server, done chan struct{}) {
+		srv.Serve(l)
+		close(done)
+	}(s.srv, s.done)
+}
+
+// kill ends the server at once: connections break.
+func (s *server) kill() {
+	s.srv.Stop()
+	<-s.done
+}
+
+// proxy passes TCP on, until told otherwise.
+type proxy struct {
+	t      testing.TB
+	l      net.Listener
+	target string
+
+	mu    sync.Mutex // guards all below
+	conns map[net.Conn]bool
+	after int           // cut each connection after so many bytes to the server; 0: do not
+	hold  chan struct{} // closed when traffic may flow; nil: it flows
+	pause time.Duration // between pieces of 1 KiB
+}
+
+func newProxy(t testing.TB, target string) *proxy {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{t: t, l: l, target: target, conns: map[net.Conn]bool{}}
+	t.Cleanup(func() {
+		l.Close()
+		p.flow()
+		p.cut()
+	})
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.pass(c)
+		}
+	}()
+	return p
+}
+
+func (p *proxy) addr() string { return p.l.Addr().String() }
+
+func (p *proxy) pass(in net.Conn) {
+	out, err := net.Dial("tcp", p.target)
+	if err != nil {
+		in.Close()
+		return
+	}
+	p.mu.Lock()
+	p.conns[in], p.conns[out] = true, true
+	after := p.after
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() { p.copy(out, in, after) })
+	wg.Go(func() { p.copy(in, out, 0) })
+	wg.Wait()
+	p.mu.Lock()
+	delete(p.conns, in)
+	delete(p.conns, out)
+	p.mu.Unlock()
+}
+
+func (p *proxy) copy(to, from net.Conn, after int) {
+	defer to.Close()
+	defer from.Close()
+	b := make([]byte, 1024)
+	for total := 0; ; {
+		n, err := from.Read(b)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		hold, pause := p.hold, p.pause
+		p.mu.Unlock()
+		if hold != nil {
+			<-hold
+		}
+		if pause > 0 {
+			time.Sleep(pause) // the slow link itself, not a wait for something
+		}
+		if total += n; after > 0 && total > after {
+			return
+		}
+		if _, err := to.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// cut breaks every connection.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.(*net.TCPConn).SetLinger(0) // a reset, not an end
+		c.Close()
+	}
+}
+
+// stall keeps bytes back until flow.
+func (p *proxy) stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hold == nil {
+		p.hold = make(chan struct{})
+	}
+}
+
+func (p *proxy) flow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hold != nil {
+		close(p.hold)
+		p.hold = nil
+	}
+}
+
+func (p *proxy) cutAfter(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.after = n
+}

@@ -1,0 +1,194 @@
+package ingest
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/credentials"
+)
+
+type metrics struct {
+	received        prometheus.Counter
+	refused         *prometheus.CounterVec
+	refusedMessages *prometheus.CounterVec
+	refusedStreams  *prometheus.CounterVec
+	endedStreams    *prometheus.CounterVec
+	handshakes      *prometheus.CounterVec
+	gaps            prometheus.Counter
+	mismatches      prometheus.Counter
+	heartbeats      prometheus.Counter
+	streams         prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_records_received_total",
+			Help: "Records read from streams, resent ones each time. Equals procession_collector_records_total and procession_collector_records_refused_total together, but for those on their way."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_records_refused_total",
+			Help: "Records that were not handed to the store; agents send them again. invalid, order: in a message that broke the protocol. stream_ended: the stream or the collector ended first."},
+			[]string{"reason"}),
+		refusedMessages: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_messages_refused_total",
+			Help: "Messages that broke the protocol; each ended its stream. Not zero: an agent of another version, or not an agent."},
+			[]string{"reason"}),
+		refusedStreams: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_streams_refused_total",
+			Help: "Streams refused before a Hello. identity: the certificate names no node."},
+			[]string{"reason"}),
+		endedStreams: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_streams_failed_total",
+			Help: "Streams ended by an error, by gRPC code. Unavailable: the store took nothing. FailedPrecondition: a gap. Aborted: a newer stream of the node took over."},
+			[]string{"code"}),
+		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_handshakes_failed_total",
+			Help: "Connections refused before any message: no_certificate, unknown_authority, expired, not_tls, closed, other."},
+			[]string{"reason"}),
+		gaps: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_gaps_total",
+			Help: "Streams ended because a batch did not follow what is stored, and no loss told why. Never in good order: an agent lost records without noticing."}),
+		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_identity_mismatches_total",
+			Help: "Agents that claimed to be another node than their certificate says. The certificate decided."}),
+		heartbeats: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_heartbeats_total", Help: "Heartbeats of agents."}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "procession_collector_streams", Help: "Live streams of agents."}),
+	}
+	for _, r := range []string{"invalid", "order", "stream_ended"} {
+		m.refused.WithLabelValues(r)
+	}
+	for _, r := range []string{"invalid", "order", "too_large"} {
+		m.refusedMessages.WithLabelValues(r)
+	}
+	m.refusedStreams.WithLabelValues("identity")
+	for _, r := range []string{"no_certificate", "unknown_authority", "expired", "not_tls", "closed", "other"} {
+		m.handshakes.WithLabelValues(r)
+	}
+	if reg != nil {
+		reg.MustRegister(m.received, m.refused, m.refusedMessages, m.refusedStreams, m.endedStreams, m.handshakes,
+			m.gaps, m.mismatches, m.heartbeats, m.streams)
+	}
+	return m
+}
+
+// countingCreds counts and logs handshakes that fail: nobody else sees them.
+type countingCreds struct {
+	credentials.TransportCredentials
+	m   *metrics
+	log *limitedLog
+}
+
+func (c *countingCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	held := &heldConn{}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		held.TCPConn, held.hold = tcp, true
+		conn = held
+	}
+	out, info, err := c.TransportCredentials.ServerHandshake(conn)
+	held.hold = false
+	if err == nil {
+		return out, info, nil
+	}
+	reason := handshakeReason(err)
+	c.m.handshakes.WithLabelValues(reason).Inc()
+	level := slog.LevelWarn
+	if reason == "closed" { // a port check, not an agent
+		level = slog.LevelDebug
+	}
+	c.log.log(level, "connection refused", slog.String("remote", conn.RemoteAddr().String()),
+		slog.String("reason", reason), slog.Any("err", err))
+	if held.TCPConn != nil {
+		held.linger()
+	}
+	conn.Close()
+	return nil, nil, err
+}
+
+// A heldConn is not closed during its handshake, so that the peer can be told
+// why it failed. Only the handshake's goroutine has it until hold is false.
+type heldConn struct {
+	*net.TCPConn
+	hold bool
+}
+
+func (c *heldConn) Close() error {
+	if c.hold {
+		return nil
+	}
+	return c.TCPConn.Close()
+}
+
+// linger lets the peer read the alert that says why it was refused. In TLS 1.3
+// it is already sending by then, and closing with its bytes unread would make
+// the kernel answer with a reset, which throws the alert away.
+func (c *heldConn) linger() {
+	if c.CloseWrite() != nil {
+		return
+	}
+	c.SetReadDeadline(time.Now().Add(time.Second))
+	io.CopyN(io.Discard, c.TCPConn, 64<<10)
+}
+
+func (c *countingCreds) Clone() credentials.TransportCredentials {
+	return &countingCreds{TransportCredentials: c.TransportCredentials.Clone(), m: c.m, log: c.log}
+}
+
+// A limitedLog logs once a second at most, and says how much it left out: what
+// agents do wrong they do all at once, and all is counted in metrics.
+type limitedLog struct {
+	l    *slog.Logger
+	mu   sync.Mutex
+	last time.Time // guarded by mu
+	left int       // guarded by mu
+}
+
+func (l *limitedLog) log(level slog.Level, msg string, attrs ...slog.Attr) {
+	ctx := context.Background()
+	if !l.l.Enabled(ctx, level) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); now.Sub(l.last) < time.Second {
+		l.left++
+		return
+	} else {
+		l.last = now
+	}
+	if l.left > 0 {
+		attrs = append(attrs, slog.Int("not_logged", l.left))
+		l.left = 0
+	}
+	l.l.LogAttrs(ctx, level, msg, attrs...)
+}
+
+func handshakeReason(err error) string {
+	if inv, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
+		if inv.Reason == x509.Expired {
+			return "expired"
+		}
+		return "other"
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "unknown_authority"
+	}
+	switch msg := err.Error(); {
+	case errors.Is(err, io.EOF), strings.Contains(msg, "connection reset"):
+		return "closed"
+	case strings.Contains(msg, "client didn't provide a certificate"):
+		return "no_certificate"
+	case strings.Contains(msg, "first record does not look like a TLS handshake"):
+		return "not_tls"
+	}
+	return "other"
+}

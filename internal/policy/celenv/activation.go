@@ -1,0 +1,180 @@
+package celenv
+
+import (
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+
+	"github.com/procession-dev/procession/internal/event"
+)
+
+// An Activation gives expressions the values of one event after another. A
+// value is made when the first expression asks for it, and kept for the
+// others until the next event. It belongs to one goroutine.
+type Activation struct {
+	env  *Env
+	node string
+	ev   *event.Event
+	vals []ref.Val // by slot; nil: not asked for yet
+
+	scope *Scope
+	memo  []ref.Val // values of scope's variables; nil: not asked for yet
+
+	// placeholders makes missing text read "?", for messages.
+	placeholders bool
+}
+
+// NewActivation makes an activation. node is the value of node.name; empty
+// when it is not known.
+func (e *Env) NewActivation(node string) *Activation {
+	return &Activation{env: e, node: node, vals: make([]ref.Val, len(e.vars))}
+}
+
+// Reset turns to another event. The activation reads it until the next Reset,
+// and keeps nothing of the one before.
+func (a *Activation) Reset(ev *event.Event) {
+	a.ev = ev
+	clear(a.vals)
+	a.forget()
+}
+
+// forget drops the values of a policy's variables.
+func (a *Activation) forget() {
+	a.scope = nil
+	clear(a.memo)
+	a.placeholders = false
+}
+
+// enter makes s the scope of what is evaluated next.
+func (a *Activation) enter(s *Scope, placeholders bool) {
+	if a.scope == s && a.placeholders == placeholders {
+		return
+	}
+	a.scope, a.placeholders = s, placeholders
+	n := len(s.variables)
+	if cap(a.memo) < n {
+		a.memo = make([]ref.Val, n)
+	}
+	a.memo = a.memo[:n]
+	clear(a.memo)
+}
+
+// Parent implements cel.Activation.
+func (a *Activation) Parent() cel.Activation { return nil }
+
+// ResolveName implements cel.Activation.
+func (a *Activation) ResolveName(name string) (any, bool) {
+	if slot, ok := a.env.slots[name]; ok {
+		v := a.value(slot)
+		if a.placeholders && v == missing && a.env.vars[slot].celType == cel.StringType {
+			return placeholder, true
+		}
+		return v, true
+	}
+	n, ok := a.scope.names[name]
+	switch {
+	case !ok:
+		return nil, false
+	case n.list != nil:
+		return n.list, true
+	}
+	return a.variable(n.variable), true
+}
+
+// placeholder stands for missing text in messages.
+var placeholder ref.Val = types.String("?")
+
+func (a *Activation) value(slot int) ref.Val {
+	if v := a.vals[slot]; v != nil {
+		return v
+	}
+	v := a.env.vars[slot].get(a)
+	a.vals[slot] = v
+	return v
+}
+
+func (a *Activation) variable(i int) ref.Val {
+	if v := a.memo[i]; v != nil {
+		return v
+	}
+	v, _, err := a.scope.variables[i].prog.Eval(a)
+	if err != nil && !types.IsError(v) {
+		v = types.WrapErr(err)
+	}
+	if s, ok := v.(types.String); ok && len(s) > maxBytes {
+		v = types.NewErr("the value of a variable is longer than %d bytes", maxBytes)
+	}
+	a.memo[i] = v
+	return v
+}
+
+// Truth is the value of a condition.
+type Truth uint8
+
+// Truth values.
+const (
+	False     Truth = iota
+	True            //
+	Undecided       // a fact is missing
+	Failed          // the expression failed
+)
+
+// String is the word for logs and tests.
+func (t Truth) String() string { return [...]string{"false", "true", "undecided", "failed"}[t] }
+
+// Truth evaluates a condition over the event a stands at. The error tells why
+// a condition Failed, and is nil otherwise.
+func (x *Expr) Truth(a *Activation) (Truth, error) {
+	a.enter(x.scope, false)
+	v, _, err := x.prog.Eval(a)
+	switch v := v.(type) {
+	case types.Bool:
+		if v {
+			return True, nil
+		}
+		return False, nil
+	case *types.Unknown:
+		return Undecided, nil
+	}
+	if err == nil {
+		err = errNotBool
+	}
+	return Failed, err
+}
+
+// Text evaluates a message. Missing text reads "?"; any other missing fact
+// makes ok false, as does an error.
+func (x *Expr) Text(a *Activation) (text string, ok bool) {
+	a.enter(x.scope, true)
+	v, _, err := x.prog.Eval(a)
+	s, isString := v.(types.String)
+	if err != nil || !isString {
+		return "", false
+	}
+	return string(s), true
+}
+
+// A Value is what an expression saw of a variable.
+type Value struct {
+	Name    string
+	Text    string
+	Missing bool
+}
+
+// Values tells what the expression's variables are for the event a stands
+// at, in the order in which it names them. Text is valid UTF-8 of at most
+// limit bytes and a mark where it was cut; besides that it is what the
+// process chose, control characters and all.
+func (x *Expr) Values(a *Activation, limit int) []Value {
+	out := make([]Value, 0, len(x.uses))
+	for _, slot := range x.uses {
+		v := a.value(slot)
+		name := a.env.vars[slot].Name
+		if v == missing {
+			out = append(out, Value{Name: name, Missing: true})
+			continue
+		}
+		out = append(out, Value{Name: name, Text: cut(render(v), limit)})
+	}
+	return out
+}

@@ -1,0 +1,154 @@
+package celenv
+
+import (
+	"fmt"
+	"math/bits"
+	"path"
+	"strings"
+
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+
+	"github.com/procession-dev/procession/internal/event"
+)
+
+// MaxText bounds the bytes of one text an expression sees. What is longer
+// keeps the first and the last MaxText/2.
+const MaxText = 8 << 10
+
+// maxArgs bounds process.args: the first and the last maxArgs/2.
+const maxArgs = 512
+
+// cutMark stands where a text was cut.
+const cutMark = " … "
+
+// valid makes s valid UTF-8. Names and arguments are bytes a process chose.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// clip keeps head and tail of what is longer than MaxText.
+func clip(s string) string {
+	if len(s) <= MaxText {
+		return s
+	}
+	return s[:MaxText/2] + cutMark + s[len(s)-MaxText/2:]
+}
+
+func firstArg(cmdline string) string {
+	arg, _, _ := strings.Cut(cmdline, "\x00")
+	return arg
+}
+
+// joinArgs makes one text of an argv. The NUL that ends the last argument
+// ends it here as well.
+func joinArgs(cmdline string) string {
+	return strings.ReplaceAll(clip(strings.TrimSuffix(cmdline, "\x00")), "\x00", " ")
+}
+
+func argsTooLong(cmdline string) bool {
+	return len(cmdline) > MaxText+1 || strings.Count(cmdline, "\x00") > maxArgs
+}
+
+// splitArgs makes a list of an argv, of at most maxArgs elements.
+func splitArgs(cmdline string) []string {
+	if cmdline == "" {
+		return nil
+	}
+	args := strings.Split(clip(strings.TrimSuffix(cmdline, "\x00")), "\x00")
+	if len(args) > maxArgs {
+		args = append(args[:maxArgs/2], args[len(args)-maxArgs/2:]...)
+	}
+	for i, a := range args {
+		args[i] = valid(a)
+	}
+	return args
+}
+
+// script is the file whose #! line named the program: the kernel then hands
+// the interpreter argv [interpreter, (its argument,) file, ...], and the
+// interpreter as the line names it, which is a path (fs/binfmt_script.c).
+func script(p *event.Process) string {
+	if p.File == "" || path.Base(p.File) == path.Base(p.Exe) {
+		return ""
+	}
+	args := strings.SplitN(p.Cmdline, "\x00", 4)
+	if !strings.Contains(args[0], "/") {
+		return ""
+	}
+	for _, a := range args[1:min(3, len(args))] {
+		if a == p.File {
+			return p.File
+		}
+	}
+	return ""
+}
+
+// A list is a list of text with fast membership: lists.NAME may be long.
+type list struct {
+	traits.Lister
+	values []string
+	set    map[string]struct{} // nil for short lists
+}
+
+// A list shorter than this is searched faster one by one.
+const setFrom = 9
+
+// newList is the list for an event's own values, searched one by one.
+func newList(values []string) *list {
+	return &list{Lister: types.NewStringList(types.DefaultTypeAdapter, values), values: values}
+}
+
+// newSet is the list for values that are asked about again and again.
+func newSet(values []string) *list {
+	l := newList(values)
+	if len(values) >= setFrom {
+		l.set = make(map[string]struct{}, len(values))
+		for _, v := range values {
+			l.set[v] = struct{}{}
+		}
+	}
+	return l
+}
+
+// Contains implements `in`.
+func (l *list) Contains(v ref.Val) ref.Val {
+	s, ok := v.(types.String)
+	if !ok {
+		return l.Lister.Contains(v)
+	}
+	if l.set != nil {
+		_, ok := l.set[string(s)]
+		return types.Bool(ok)
+	}
+	for _, x := range l.values {
+		if x == string(s) {
+			return types.True
+		}
+	}
+	return types.False
+}
+
+// capabilities by bit (include/uapi/linux/capability.h).
+var capabilities = [...]string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+	"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+	"CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
+	"CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+	"CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
+	"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
+
+func capNames(mask uint64) ref.Val {
+	names := make([]string, 0, bits.OnesCount64(mask))
+	for i := 0; mask != 0; i, mask = i+1, mask>>1 {
+		switch {
+		case mask&1 == 0:
+		case i < len(capabilities):
+			names = append(names, capabilities[i])
+		default:
+			names = append(names, fmt.Sprintf("CAP_%d", i))
+		}
+	}
+	return newList(names)
+}

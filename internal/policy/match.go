@@ -1,0 +1,143 @@
+package policy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/procession-dev/procession/internal/policy/celenv"
+)
+
+// Bounds of a Match.
+const (
+	MaxMessage  = 2048 // bytes of the message
+	MaxEvidence = 1024 // bytes of one value in the evidence
+)
+
+// A Match says that a rule matched an event. It holds copies and refers to
+// nothing but the rule.
+type Match struct {
+	Rule *Rule
+
+	// Message is what the alert says: valid UTF-8, one line for what comes
+	// out of an expression, nothing in it that moves a cursor or hides text.
+	Message string
+
+	// Evidence lists the variables the condition read, in its order, with the
+	// values they had: valid UTF-8, but else what the process chose. Where
+	// exceptions could not be decided it lists their missing variables, too.
+	Evidence []Evidence
+
+	// Undecided: the rule could not be decided and says to alert then, or it
+	// matched and an exception could not be decided.
+	Undecided bool
+
+	// DryRun: the rule is in dry run.
+	DryRun bool
+}
+
+// Evidence is a variable and the value it had.
+type Evidence = celenv.Value
+
+// message renders the rule's message for the event at hand. A panic in there
+// is a failure like another: the match must not be lost for it.
+func (e *Engine) message(r *Rule, m meter) (text string) {
+	if r.message == nil {
+		return cut(r.plain, MaxMessage)
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			m.messageEr.Add(1)
+			text = cut(r.plain, MaxMessage)
+		}
+	}()
+	s, ok := r.message.Text(e.act)
+	if !ok {
+		m.messageEr.Add(1)
+		return cut(r.plain, MaxMessage)
+	}
+	return cut(printable(s, MaxMessage), MaxMessage)
+}
+
+func (e *Engine) match(r *Rule, m meter, v verdict) *Match {
+	return &Match{
+		Rule: r, Undecided: v.truth != celenv.True || v.unsure,
+		Message:  e.message(r, m),
+		Evidence: e.evidence(r, v.unsure),
+	}
+}
+
+// evidence collects what the condition saw. A match without it is better than
+// none.
+func (e *Engine) evidence(r *Rule, unsure bool) (list []Evidence) {
+	defer func() {
+		if p := recover(); p != nil {
+			list = []Evidence{{Name: "evidence", Text: "not available: " + cut(fmt.Sprint(p), 256)}}
+		}
+	}()
+	list = r.condition.Values(e.act, MaxEvidence)
+	if !unsure {
+		return list
+	}
+	for i := range r.exceptions {
+		for _, x := range r.exceptions[i].applies.Values(e.act, MaxEvidence) {
+			if x.Missing && !has(list, x.Name) {
+				list = append(list, x)
+			}
+		}
+	}
+	return list
+}
+
+func has(list []Evidence, name string) bool {
+	for _, x := range list {
+		if x.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// printable escapes what a terminal would obey or not show, the way Go
+// quotes: control characters, and the formatting ones that reorder text.
+// Beyond limit bytes it stops: the rest would be cut anyway.
+func printable(s string, limit int) string {
+	clean := true
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			clean = false
+			break
+		}
+	}
+	if clean {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case b.Len() > limit:
+			return b.String()
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return b.String()
+}
+
+// cut keeps at most limit bytes of s, and says when it cut.
+func cut(s string, limit int) string {
+	const mark = " …"
+	if len(s) <= limit {
+		return s
+	}
+	n := limit - len(mark)
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + mark
+}

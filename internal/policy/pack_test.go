@@ -1,0 +1,114 @@
+package policy_test
+
+import (
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/procession-dev/procession/internal/policy"
+	"github.com/procession-dev/procession/internal/policy/policytest"
+)
+
+// packDir holds the starter pack; its tests stand in tests.
+const packDir = "../../deploy/helm/procession/policies"
+
+func newCompiler(t testing.TB) *policy.Compiler {
+	t.Helper()
+	c, err := policy.NewCompiler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// loadPack compiles the starter pack.
+func loadPack(t testing.TB, c *policy.Compiler) *policy.Set {
+	t.Helper()
+	files, err := fs.Glob(os.DirFS(packDir), "*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no policies in %s: %v", packDir, err)
+	}
+	var policies []*policy.Policy
+	for _, f := range files {
+		data, err := os.ReadFile(path.Join(packDir, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects, err := policy.Parse(f, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			p, err := c.Compile(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			policies = append(policies, p)
+		}
+	}
+	set, err := policy.NewSet(policies...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+func TestPackCases(t *testing.T) {
+	c := newCompiler(t)
+	fsys := os.DirFS(packDir)
+	tested := map[string]bool{}
+	files, err := fs.Glob(fsys, "tests/*.test.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no tests in %s: %v", packDir, err)
+	}
+	for _, f := range files {
+		t.Run(path.Base(f), func(t *testing.T) {
+			r, err := policytest.Run(c, fsys, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range r.Cases {
+				for _, problem := range x.Failures {
+					t.Errorf("case %q: %s", x.Name, problem)
+				}
+			}
+			if path.Base(f) == "everyday.test.yaml" {
+				return // it covers nothing: there is nothing to alert about
+			}
+			for _, u := range r.Uncovered {
+				t.Error(u)
+			}
+		})
+		tested[strings.TrimSuffix(path.Base(f), ".test.yaml")+".yaml"] = true
+	}
+	policies, err := fs.Glob(fsys, "*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range policies {
+		if !tested[f] {
+			t.Errorf("%s has no tests/%s", f, strings.Replace(f, ".yaml", ".test.yaml", 1))
+		}
+	}
+}
+
+// What every rule of the pack must have besides a condition.
+func TestPackIsComplete(t *testing.T) {
+	set := loadPack(t, newCompiler(t))
+	if n := len(set.Rules()); n < 12 {
+		t.Errorf("%d rules, want 12 or more", n)
+	}
+	for _, p := range set.Policies() {
+		for _, w := range p.Warnings {
+			t.Errorf("warning: %v", w)
+		}
+	}
+	for _, r := range set.Rules() {
+		s := r.Spec
+		if s.Title == "" || s.Description == "" || len(s.Mitre) == 0 || s.MessageExpression == "" {
+			t.Errorf("%s: title, description, mitre and messageExpression must be given", r.ID)
+		}
+	}
+}

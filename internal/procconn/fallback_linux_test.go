@@ -1,0 +1,443 @@
+package procconn
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/testenv"
+	"golang.org/x/sys/unix"
+)
+
+// passes says which messages a filter lets through, by asking the kernel: a
+// filter works on any datagram socket.
+func passes(t *testing.T, filter []unix.SockFilter, all []Message) (pass []bool) {
+	t.Helper()
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	if err := attachClassic(filter)(p[1]); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 256)
+	for i := range all {
+		b := AppendMessage(nil, &all[i])
+		if _, err := unix.Write(p[0], b); err != nil && err != unix.EPERM {
+			t.Fatal(err)
+		}
+		n, _, err := unix.Recvfrom(p[1], buf, unix.MSG_DONTWAIT)
+		if err == nil && !bytes.Equal(buf[:n], b) {
+			t.Fatalf("filter cut message %+v to %d bytes", all[i], n)
+		}
+		pass = append(pass, err == nil)
+	}
+	return pass
+}
+
+func TestFilters(t *testing.T) {
+	const self = 0x01020304 // no palindrome, should the byte order be wrong
+	process := func(w What) Message { return Message{What: w, CPU: 1, PID: 7, TGID: 7, PeerPID: 8, PeerTGID: 8} }
+	thread := func(w What) Message { return Message{What: w, CPU: 1, PID: 9, TGID: 7, PeerPID: 9, PeerTGID: 8} }
+	own := func(cpu uint32) Message { return Message{What: WhatComm, CPU: cpu, PID: 5, TGID: self} }
+	execOn := func(cpu uint32) Message { return Message{What: WhatExec, CPU: cpu, PID: 7, TGID: 7} }
+	all := event.KindSet(event.AllKinds()...)
+	none := event.KindSet(event.Exec)
+	bulkAll, bulkNone := bulkFilter(self, all), bulkFilter(self, none)
+	one, rest, single := execFilter(self, []int{1}, true), execFilter(self, []int{0, 1, 2}, false), execFilter(self, nil, false)
+	for _, c := range []struct {
+		name                                   string
+		m                                      Message
+		bulkAll, bulkNone, one, others, single bool
+	}{
+		{"acknowledgement", process(WhatNone), true, true, false, false, false},
+		{"unknown event", process(0x400), true, true, false, false, false},
+		{"fork of a process", process(WhatFork), true, false, false, false, false},
+		{"fork of a thread", thread(WhatFork), false, false, false, false, false},
+		{"exit of a process", process(WhatExit), true, false, false, false, false},
+		{"exit of a thread", thread(WhatExit), false, false, false, false, false},
+		{"uid of a process", process(WhatUID), true, false, false, false, false},
+		{"uid of a thread", thread(WhatUID), true, false, false, false, false},
+		{"gid", process(WhatGID), true, false, false, false, false},
+		{"session", process(WhatSID), true, false, false, false, false},
+		{"ptrace", process(WhatPtrace), true, false, false, false, false},
+		{"core dump", process(WhatCoreDump), true, false, false, false, false},
+		{"name of another", thread(WhatComm), true, false, false, false, false},
+		{"own name on CPU 0", own(0), true, true, false, false, true},
+		{"own name on CPU 1", own(1), true, true, true, false, true},
+		{"own name on CPU 3", own(3), true, true, false, true, true},
+		{"exec on CPU 0", execOn(0), false, false, false, false, true},
+		{"exec on CPU 1", execOn(1), false, false, true, false, true},
+		{"exec on CPU 3", execOn(3), false, false, false, true, true},
+		{"exec on CPU 257", execOn(257), false, false, false, true, true},
+	} {
+		for _, f := range []struct {
+			name   string
+			filter []unix.SockFilter
+			want   bool
+		}{{"bulk, all kinds", bulkAll, c.bulkAll}, {"bulk, no kinds", bulkNone, c.bulkNone}, {"exec on CPU 1", one, c.one},
+			{"exec on other CPUs than 0 to 2", rest, c.others}, {"exec everywhere", single, c.single}} {
+			if got := passes(t, f.filter, []Message{c.m})[0]; got != f.want {
+				t.Errorf("%s: filter %q passes: %v, want %v", c.name, f.name, got, f.want)
+			}
+		}
+	}
+}
+
+func TestParseCPUList(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want []int // nil: error
+	}{
+		{"", nil}, {"a", nil}, {"3-1", nil}, {"1-", nil}, {"-1", nil}, {"99999999999", nil}, {"0-65535,0-65535", nil},
+		{"0\n", []int{0}}, {"0-3,8\n", []int{0, 1, 2, 3, 8}}, {"2,4-5", []int{2, 4, 5}},
+	} {
+		got, err := parseCPUList(c.in)
+		if (err != nil) != (c.want == nil) || err == nil && !slices.Equal(got, c.want) {
+			t.Errorf("parseCPUList(%q) = %v, %v; want %v", c.in, got, err, c.want)
+		}
+	}
+}
+
+// newSnapshotter is one for tests.
+func newSnapshotter(t *testing.T) *snapshotter {
+	t.Helper()
+	fd, err := openProc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return &snapshotter{proc: fd, cwd: true}
+}
+
+// startChild starts a child and waits until it is one: its fork may still show
+// its parent's program.
+func startChild(t *testing.T, cmd *exec.Cmd) int32 {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return int32(cmd.Process.Pid)
+}
+
+func TestSnapshot(t *testing.T) {
+	s := newSnapshotter(t)
+	room := func() []byte { return make([]byte, 0, snapshotRoom) }
+	all := fallbackFacts(true)
+
+	pid := startChild(t, child("long", "a", strings.Repeat("x", 5000)))
+	var f event.Facts
+	_, o, d := s.take(&f, pid, monotonic(), sinceBoot(), room())
+	if o != complete || d != 0 || f.Have != all || f.From != event.SourceProc {
+		t.Errorf("living process: outcome %v, doubt %v, have %b of %b", o, d, f.Have, all)
+	}
+	args := "/proc/self/exe\x00a\x00" + strings.Repeat("x", 5000) + "\x00"
+	if string(f.Cmdline) != args[:cmdlineMax] || int(f.CmdlineLen) != len(args) {
+		t.Errorf("arguments: %d of %d bytes, want %d of %d", len(f.Cmdline), f.CmdlineLen, cmdlineMax, len(args))
+	}
+
+	// An event from before the process began is another process's.
+	f = event.Facts{}
+	if text, o, _ := s.take(&f, pid, monotonic()-uint64(time.Minute), sinceBoot(), room()); o != wrongProcess || len(text) != 0 || f.Have != 0 {
+		t.Errorf("younger process with the pid: outcome %v, have %b", o, f.Have)
+	}
+
+	// A zombie: the kernel shows a cgroup that may not be true.
+	cmd := child("nothing")
+	pid = startChild(t, cmd)
+	var si unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, int(pid), &si, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	f = event.Facts{}
+	_, o, _ = s.take(&f, pid, monotonic(), sinceBoot(), room())
+	if o != partial || f.Have.Has(event.FieldArgs) || f.Have.Has(event.FieldExe) || !f.Have.Has(event.FieldIDs) || string(f.Cgroup) == "/" {
+		t.Errorf("zombie: outcome %v, have %b, cgroup %q", o, f.Have, f.Cgroup)
+	}
+	cmd.Wait()
+	f = event.Facts{}
+	if _, o, _ = s.take(&f, pid, monotonic(), sinceBoot(), room()); o != gone || f.Have != 0 {
+		t.Errorf("process that is gone: outcome %v, have %b", o, f.Have)
+	}
+}
+
+// TestSnapshotOfDeleted: a program without a name is marked.
+func TestSnapshotOfDeleted(t *testing.T) {
+	s := newSnapshotter(t)
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(sleep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := t.TempDir() + "/program (deleted)"
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "60")
+	pid := startChild(t, cmd)
+	var f event.Facts
+	text := make([]byte, 0, snapshotRoom)
+	s.take(&f, pid, monotonic(), sinceBoot(), text)
+	if string(f.Exe) != path || f.Marks != 0 {
+		t.Errorf("a misleading name: exe %q, marks %b", f.Exe, f.Marks)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	f = event.Facts{}
+	s.take(&f, pid, monotonic(), sinceBoot(), text)
+	if string(f.Exe) != path+" (deleted)" || f.Marks != event.MarkDeleted || f.ExeFile.Nlink != 0 {
+		t.Errorf("deleted: exe %q, marks %b, links %d", f.Exe, f.Marks, f.ExeFile.Nlink)
+	}
+
+	fd, err := unix.MemfdCreate("evil", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem := os.NewFile(uintptr(fd), "evil")
+	defer mem.Close()
+	if _, err := mem.Write(program); err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "60")
+	pid = startChild(t, cmd)
+	f = event.Facts{}
+	s.take(&f, pid, monotonic(), sinceBoot(), text)
+	if string(f.Exe) != "/memfd:evil (deleted)" || f.Marks != event.MarkDeleted|event.MarkMemfd {
+		t.Errorf("memfd: exe %q, marks %b", f.Exe, f.Marks)
+	}
+}
+
+// TestGuard: facts that may be a later program's are thrown away.
+func TestGuard(t *testing.T) {
+	const ms, us = uint64(time.Millisecond), uint64(time.Microsecond)
+	args := event.FieldSet(event.FieldArgs, event.FieldExe)
+	exec := func(tgid int32, stamp, ready uint64, cmdline string) *item {
+		it := &item{ready: ready, outcome: complete}
+		it.rec = event.Record{Kind: event.Exec, TGID: tgid, Stamp: stamp}
+		if cmdline != "" {
+			it.rec.Cmdline, it.rec.Have = []byte(cmdline), args
+		} else {
+			it.outcome = gone
+		}
+		return it
+	}
+	for _, c := range []struct {
+		name          string
+		first, second *item // in the order of arrival
+		dropFirst     bool
+		dropSecond    bool
+	}{
+		{"different arguments", exec(1, 0, 30*us, "a"), exec(1, 40*us, 70*us, "b"), false, false},
+		{"the same arguments at once", exec(1, 0, 30*us, "a"), exec(1, 40*us, 70*us, "a"), true, false},
+		{"the same arguments before the first were read", exec(1, 0, 90*us, "a"), exec(1, 40*us, 95*us, "a"), true, false},
+		{"the same arguments much later", exec(1, 0, 30*us, "a"), exec(1, 20*ms, 21*ms, "a"), false, false},
+		{"second not read, at once", exec(1, 0, 30*us, "a"), exec(1, 40*us, 70*us, ""), true, false},
+		{"second not read, later", exec(1, 0, 30*us, "a"), exec(1, 5*ms, 6*ms, ""), false, false},
+		{"first not read", exec(1, 0, 30*us, ""), exec(1, 40*us, 70*us, "a"), false, false},
+		{"another process", exec(1, 0, 30*us, "a"), exec(2, 40*us, 70*us, "a"), false, false},
+		{"another process in the same place of the table", exec(1, 0, 30*us, "a"), exec(4097, 40*us, 70*us, "a"), false, false},
+		{"the older one comes later, same arguments", exec(1, 40*us, 70*us, "a"), exec(1, 0, 80*us, "a"), false, true},
+		{"the older one comes later, different arguments", exec(1, 40*us, 70*us, "b"), exec(1, 0, 80*us, "a"), false, false},
+	} {
+		f := &fallback{}
+		f.check(c.first)
+		f.check(c.second)
+		if got := c.first.outcome == superseded; got != c.dropFirst {
+			t.Errorf("%s: first dropped: %v, want %v", c.name, got, c.dropFirst)
+		}
+		if got := c.second.outcome == superseded; got != c.dropSecond {
+			t.Errorf("%s: second dropped: %v, want %v", c.name, got, c.dropSecond)
+		}
+		for _, it := range []*item{c.first, c.second} {
+			if d := cmp.Diff(event.Facts{}, it.rec.Facts); it.outcome == superseded && d != "" {
+				t.Errorf("%s: facts kept:\n%s", c.name, d)
+			}
+		}
+	}
+	// The younger one was handed over already.
+	f := &fallback{}
+	young, old := exec(1, 40*us, 70*us, "a"), exec(1, 0, 80*us, "a")
+	f.check(young)
+	f.recent[1].it = nil
+	if f.check(old); old.outcome != superseded {
+		t.Error("an older exec after a younger one was handed over: facts kept")
+	}
+}
+
+// TestShare: a reader that uses more than its share of the CPU becomes an
+// ordinary thread and reads nothing until the second is over.
+func TestShare(t *testing.T) {
+	testenv.Root(t)
+	done := make(chan struct{})
+	onOwnThread(func() {
+		defer close(done)
+		r := &execReader{}
+		r.class.Store(uint32(raise(fifo)))
+		first := class(r.class.Load())
+		if !r.mayRead() {
+			t.Error("may not read at first")
+		}
+		for begin := threadCPU(); threadCPU()-begin <= share; {
+		}
+		turns := 0
+		for r.mayRead() {
+			if turns++; turns > 8 {
+				t.Error("may read although its share is spent")
+				return
+			}
+		}
+		if c := class(r.class.Load()); c == fifo {
+			t.Errorf("class %v with its share spent", c)
+		}
+		r.window -= uint64(time.Second) // a second goes by
+		if !r.mayRead() {
+			t.Error("may not read in the next second")
+		}
+		if c := class(r.class.Load()); c != first {
+			t.Errorf("class %v in the next second, want %v", c, first)
+		}
+	})
+	<-done
+}
+
+// TestQueue: everything comes through in order, with its text, and chunks are
+// used again.
+func TestQueue(t *testing.T) {
+	const total = 20_000
+	q := newQueue(8, 64, 8, 4)
+	go func() {
+		for i := range total {
+			it := q.slot()
+			for ; it == nil; it = q.slot() {
+				runtime.Gosched() // full, until the reader is done with some
+			}
+			c := it.in
+			at := len(c.text)
+			c.text = fmt.Appendf(c.text, "%d", i)
+			it.rec = event.Record{Seq: uint32(i), Facts: event.Facts{Comm: c.text[at:]}}
+			q.publish()
+		}
+	}()
+	var held []*item
+	for n := 0; n < total; {
+		held = q.take(held)
+		if len(held) == 0 {
+			runtime.Gosched()
+			continue
+		}
+		k := max(1, len(held)/2) // some are held back
+		for _, it := range held[:k] {
+			if want := fmt.Sprint(n); it.rec.Seq != uint32(n) || string(it.rec.Comm) != want {
+				t.Fatalf("item %d has number %d and text %q", n, it.rec.Seq, it.rec.Comm)
+			}
+			it.done()
+			n++
+		}
+		held = held[:copy(held, held[k:])]
+	}
+	if q.waiting() || q.chunks.Load() > 4 {
+		t.Errorf("waiting %v, %d chunks", q.waiting(), q.chunks.Load())
+	}
+}
+
+func TestOwnThreadIsNeverTheMainThread(t *testing.T) {
+	tids := make(chan int)
+	for range 20 {
+		onOwnThread(func() { tids <- unix.Gettid() })
+	}
+	for range 20 {
+		if tid := <-tids; tid == os.Getpid() {
+			t.Error("the main thread was given away")
+		}
+	}
+}
+
+// nobody is a Handler that does nothing.
+type nobody struct{}
+
+func (nobody) Record(*event.Record) {}
+func (nobody) Lost(Loss)            {}
+func (nobody) Idle()                {}
+
+// TestNoAllocation: nothing is allocated per event, from the kernel to the
+// Handler.
+func TestNoAllocation(t *testing.T) {
+	bothWays(t, func(t *testing.T, m Mode) {
+		c := openHere(t, Config{Recorder: m, Cwd: true})
+		defer c.Close()
+		c.h = nobody{}
+		done := make(chan struct{})
+		onOwnThread(func() {
+			defer close(done)
+			c.src.prepare()
+			before := c.Stats().Delivered
+			// A thread's new name and new ids are a COMM and a GID event; the
+			// fall-back reads the ids from /proc.
+			id := 1000
+			if n := testing.AllocsPerRun(300, func() {
+				id++
+				if err := setName("no-allocation"); err != nil {
+					t.Error(err)
+				}
+				unix.RawSyscallNoError(unix.SYS_SETRESGID, uintptr(id), uintptr(id), 0)
+				unix.RawSyscallNoError(unix.SYS_SETRESGID, 0, 0, 0)
+				if _, _, err := c.look(false); err != nil {
+					t.Error(err)
+				}
+			}); n != 0 {
+				t.Errorf("%v allocations per look", n)
+			}
+			nap(2 * holdBack)
+			if _, _, err := c.look(false); err != nil {
+				t.Error(err)
+			}
+			after := c.Stats().Delivered
+			if comm, gid := after[event.CommChange]-before[event.CommChange], after[event.GIDChange]-before[event.GIDChange]; comm < 300 || gid < 600 {
+				t.Errorf("%d COMM and %d GID events in 300 turns", comm, gid)
+			}
+		})
+		<-done
+	})
+	t.Run("snapshot", func(t *testing.T) {
+		s := newSnapshotter(t)
+		text := make([]byte, 0, snapshotRoom)
+		pid := int32(os.Getpid())
+		var o outcome
+		if n := testing.AllocsPerRun(100, func() {
+			var f event.Facts
+			_, o, _ = s.take(&f, pid, monotonic(), sinceBoot(), text)
+		}); n != 0 || o != complete {
+			t.Errorf("%v allocations per snapshot, outcome %v", n, o)
+		}
+	})
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	fd, err := openProc()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(fd)
+	s := &snapshotter{proc: fd}
+	text := make([]byte, 0, snapshotRoom)
+	pid := int32(os.Getpid())
+	for b.Loop() {
+		var f event.Facts
+		s.take(&f, pid, 1<<62, 0, text)
+	}
+}

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+)
+
+// applicationID marks the file as ours (PRAGMA application_id): "PrcS".
+const applicationID = 0x50726353
+
+// migrations bring a database from version i to i+1. They are only ever added
+// to: a released one is never changed.
+var migrations = []string{
+	// 1. Times are ns since 1970 UTC, 0 unknown. AUTOINCREMENT, because without
+	// it the rowid would begin again when the newest rows are removed, and
+	// cursors must only grow. kind, severity, loss_reason: numbers of store.Kind
+	// and of the protocol's enums.
+	`CREATE TABLE record(
+		id          INTEGER PRIMARY KEY AUTOINCREMENT,
+		node        TEXT NOT NULL,
+		epoch       BLOB NOT NULL,
+		seq         INTEGER NOT NULL,
+		seq_to      INTEGER NOT NULL,
+		kind        INTEGER NOT NULL,
+		severity    INTEGER NOT NULL,
+		rule        TEXT NOT NULL,
+		event_time  INTEGER NOT NULL,
+		received    INTEGER NOT NULL,
+		committed   INTEGER NOT NULL,
+		loss_reason INTEGER NOT NULL,
+		reason      TEXT NOT NULL,
+		payload     BLOB,
+		crc32c      INTEGER NOT NULL
+	) STRICT;
+	CREATE TABLE mark(
+		node  TEXT NOT NULL,
+		epoch BLOB NOT NULL,
+		up_to INTEGER NOT NULL,
+		made  INTEGER NOT NULL,
+		ended INTEGER NOT NULL,
+		seen  INTEGER NOT NULL,
+		ord   INTEGER NOT NULL,
+		PRIMARY KEY(node, epoch)
+	) STRICT, WITHOUT ROWID;
+	CREATE TABLE sink(
+		name   TEXT PRIMARY KEY,
+		cursor INTEGER NOT NULL,
+		moved  INTEGER NOT NULL
+	) STRICT, WITHOUT ROWID;`,
+}
+
+// migrate brings the database to this program's version, one transaction per
+// step. A newer or a foreign database is refused untouched.
+func migrate(ctx context.Context, c *sql.Conn) error {
+	var app, version, tables int
+	if err := c.QueryRowContext(ctx, `SELECT
+		(SELECT application_id FROM pragma_application_id),
+		(SELECT user_version FROM pragma_user_version),
+		(SELECT count(*) FROM sqlite_master)`).Scan(&app, &version, &tables); err != nil {
+		return err
+	}
+	if app != applicationID && (app != 0 || tables != 0) {
+		return fmt.Errorf("not a database of this collector (application_id %#x)", app)
+	}
+	if version > len(migrations) {
+		return fmt.Errorf("made by a newer collector (schema version %d, this one knows %d)", version, len(migrations))
+	}
+	for ; version < len(migrations); version++ {
+		step := fmt.Sprintf("BEGIN IMMEDIATE; %s PRAGMA application_id=%d; PRAGMA user_version=%d; COMMIT",
+			migrations[version], applicationID, version+1)
+		if _, err := c.ExecContext(ctx, step); err != nil {
+			c.ExecContext(ctx, `ROLLBACK`)
+			return fmt.Errorf("bring the schema to version %d: %w", version+1, err)
+		}
+	}
+	return nil
+}

@@ -3,7 +3,7 @@
 # (real bugs, dead code, deprecated calls), bash -n (scripts that do not parse).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bad=$(git ls-files '*.go' | xargs -r gofmt -l)
+bad=$(gofmt -l api cmd internal test)
 if [ -n "$bad" ]; then
 	echo "gofmt would change:" >&2
 	echo "$bad" >&2

@@ -120,6 +120,7 @@ type agent struct {
 	spool  *spool.Spool
 	sender *forward.Forwarder
 	buf    []byte
+	kinds  event.Kinds // asked of the kernel; 0 before
 
 	unspooled atomic.Uint64 // alerts that could not be spooled; the spool names them as lost
 }
@@ -165,7 +166,7 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if err != nil {
 		return err
 	}
-	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node})
+	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, Log: a.log})
 	if err := rules.Load(compiler, a.loadRules); err != nil {
 		return fmt.Errorf("--policies: %w", err)
 	}
@@ -185,9 +186,10 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if err != nil {
 		return err
 	}
+	// Renames come by the thousand, and few rules want them.
+	a.kinds = event.KindSet(event.AllKinds()...)&^event.KindSet(event.CommChange) | a.engine.Set().Kinds()
 	a.conn, err = procconn.Open(ctx, procconn.Config{
-		Recorder: procconn.Mode(a.flags.recorder), DrainInterval: a.flags.drain, Log: a.log, Cwd: true,
-		Kinds: event.KindSet(event.AllKinds()...) &^ event.KindSet(event.CommChange),
+		Recorder: procconn.Mode(a.flags.recorder), DrainInterval: a.flags.drain, Log: a.log, Cwd: true, Kinds: a.kinds,
 	})
 	if err != nil {
 		return err
@@ -236,6 +238,13 @@ func (a *agent) judge(ev *event.Event) {
 // loadRules puts a new set of rules in force.
 func (a *agent) loadRules(u source.Update) {
 	a.engine.Swap(u.Set)
+	if more := u.Set.Kinds() &^ a.kinds; a.kinds != 0 && more != 0 {
+		for _, k := range event.AllKinds() {
+			if more.Has(k) {
+				a.log.Warn("a rule wants a kind of event that was not asked of the kernel at the start; restart the agent to have it judged", "kind", k.String())
+			}
+		}
+	}
 }
 
 func bootID() string {

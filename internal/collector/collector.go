@@ -16,9 +16,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/procession-dev/procession/internal/debughttp"
 	"github.com/procession-dev/procession/internal/ingest"
 	"github.com/procession-dev/procession/internal/pki"
 	"github.com/procession-dev/procession/internal/present"
@@ -256,7 +258,9 @@ func (c *Collector) Run(ctx context.Context) error {
 	for _, r := range c.sinks {
 		sinks.Go(func() { fail(r.Run(sinkCtx)) })
 	}
-	hs := &http.Server{Handler: c.handler(ctx), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	c.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	hs := &http.Server{Handler: debughttp.Handler(c.reg, func() error { return c.fit(ctx) }),
+		ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	if c.http != nil {
 		rest.Go(func() {
 			if err := hs.Serve(c.http); !errors.Is(err, http.ErrServerClosed) {
@@ -275,6 +279,17 @@ func (c *Collector) Run(ctx context.Context) error {
 	rest.Wait()
 	if err := failure.Load(); err != nil {
 		return *err
+	}
+	return nil
+}
+
+// fit is what /readyz says: the store takes commits, and nobody has asked to stop.
+func (c *Collector) fit(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return errors.New("stopping")
+	}
+	if err := c.queue.Healthy(); err != nil {
+		return fmt.Errorf("store: %w", err)
 	}
 	return nil
 }

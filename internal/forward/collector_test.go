@@ -257,12 +257,6 @@ func (c *collector) sendDrain(delay time.Duration) {
 	})
 }
 
-func (c *collector) streams() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.drain)
-}
-
 // pki makes a server certificate for 127.0.0.1 and the client's view of it.
 var pki = sync.OnceValues(func() (server, client *tls.Config) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -316,7 +316,6 @@ func (f *Forwarder) dial() (*grpc.ClientConn, error) {
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
 		grpc.WithReadBufferSize(4 << 10),
 		grpc.WithWriteBufferSize(32 << 10),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithUserAgent("procession-agent/" + f.cfg.Version),
 	}
 	if f.cfg.Token != nil {

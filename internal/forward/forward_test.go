@@ -21,7 +21,6 @@ import (
 // agent is a spool and its forwarder.
 type agent struct {
 	t    testing.TB
-	dir  string
 	cfg  spool.Config
 	fcfg Config
 
@@ -228,12 +227,25 @@ func TestBatching(t *testing.T) {
 	c.set(func(c *collector) { c.before = func() { <-gate } })
 	a.append(1)
 	a.wait("one in flight", func() bool { return a.fw.Status().Batches == 6 })
-	a.append(200) // three full batches of 64 and 8 more, of which the window takes two
+	for range 16 { // they gather until the batch is full
+		a.append(4)
+		if err := a.sp.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.wait("the full batch", func() bool { return a.fw.Status().Batches > 6 })
+	if s := a.fw.Status(); s.Batches != 7 || s.Records != 6+64 {
+		t.Errorf("%d batches of %d records, want 7 of 70", s.Batches, s.Records)
+	}
+	a.append(200) // three more full ones, of which the window takes one, and 8
+	if err := a.sp.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	a.wait("the window is full", func() bool { return a.fw.Status().Batches == 8 })
 	close(gate)
 	a.wait("all", a.acked)
-	if s := a.fw.Status(); s.Batches != 10 || s.Records != 206 {
-		t.Errorf("%d batches of %d records, want 10 of 206", s.Batches, s.Records)
+	if s := a.fw.Status(); s.Batches != 11 || s.Records != 270 {
+		t.Errorf("%d batches of %d records, want 11 of 270", s.Batches, s.Records)
 	}
 }
 
@@ -370,7 +382,12 @@ func TestRestoredFromBackup(t *testing.T) {
 	a.wait("500", a.acked)
 	srv.kill()
 	st.restore(backup)
-	srv.start(newCollector(st))
+	gate := make(chan struct{})
+	c := newCollector(st)
+	c.before = func() { <-gate }
+	srv.start(c)
+	a.wait("the spool knows", func() bool { return a.sp.Stats().Unacked == 300 })
+	close(gate)
 	a.append(100)
 	a.wait("all again", func() bool { return st.mark(a.epoch) == 600 && a.acked() })
 	check(t, st, a.epoch, 600)
@@ -398,6 +415,9 @@ func TestDrain(t *testing.T) {
 	a.append(50)
 	a.wait("100", a.acked)
 	check(t, st, a.epoch, 100)
+	if s := a.fw.Status(); s.Records != 100 {
+		t.Errorf("%d records sent, want each of the 100 once", s.Records)
+	}
 	if s := a.fw.Status(); s.Failures != 0 {
 		t.Errorf("a drain counts as a failure: %+v", s)
 	}
@@ -432,9 +452,14 @@ func TestAckOfAnEarlierStream(t *testing.T) {
 	a := newAgent(t, p.addr())
 	var late []*pb.Batch // what the dead stream had on its way
 	c.onBatch = func(b *pb.Batch) bool { late = append(late, b); return false }
+	a.openSpool()
+	a.append(64 * 3)
+	if err := a.sp.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	a.start()
-	a.append(150)
-	a.wait("in flight", func() bool { return a.fw.Status().Records >= 100 })
+	a.wait("in flight", func() bool { return a.fw.Status().Records == 64*3 })
+	c.set(func(c *collector) { c.window = 1 })
 	c.reply = func(w *pb.Welcome) {
 		c.set(func(c *collector) { c.onBatch = nil })
 		for _, b := range late {
@@ -445,7 +470,7 @@ func TestAckOfAnEarlierStream(t *testing.T) {
 	}
 	p.cut()
 	a.wait("all", a.acked)
-	check(t, st, a.epoch, 150)
+	check(t, st, a.epoch, 64*3)
 	if s := a.fw.Status(); s.Connections != 2 {
 		t.Errorf("%d streams, want 2: %+v", s.Connections, s)
 	}
@@ -614,6 +639,9 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("stopped after %v", d)
 	}
 	check(t, st, e, 1000)
+	if s := a.fw.Status(); s.Connections != 1 || s.Failures != 0 {
+		t.Errorf("status %+v", s)
+	}
 
 	// Nothing to deliver: at once, also in the middle of a back-off.
 	srv.kill()

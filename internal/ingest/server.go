@@ -120,7 +120,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.Creds(&countingCreds{TransportCredentials: cfg.Credentials, m: s.m, log: &limitedLog{l: cfg.Log}}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxConcurrentStreams(4),
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
 		grpc.StaticStreamWindowSize(256<<10), grpc.StaticConnWindowSize(512<<10),
 		grpc.ConnectionTimeout(20*time.Second),
 		grpc.WaitForHandlers(true),

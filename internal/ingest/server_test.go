@@ -47,7 +47,12 @@ type server struct {
 
 func start(t testing.TB, wrap func(store.Store) store.Store) *server {
 	t.Helper()
-	s := &server{t: t, dir: storetest.Dir(t), reg: prometheus.NewRegistry()}
+	return startDir(t, storetest.Dir(t), wrap)
+}
+
+func startDir(t testing.TB, dir string, wrap func(store.Store) store.Store) *server {
+	t.Helper()
+	s := &server{t: t, dir: dir, reg: prometheus.NewRegistry()}
 	st, err := store.OpenSQLite(t.Context(), filepath.Join(s.dir, "state"))
 	if err != nil {
 		t.Fatal(err)
@@ -276,6 +281,8 @@ func TestStreamRefuses(t *testing.T) {
 		{"loss backwards", []*pb.StreamRequest{good, ingesttest.Batch(epoch, nil, &pb.Loss{From: 4, To: 3})}, codes.InvalidArgument, "batch.losses[0].to: 3"},
 		{"loss without end", []*pb.StreamRequest{good, ingesttest.Batch(epoch, nil, &pb.Loss{From: 1, To: 1<<64 - 1})}, codes.InvalidArgument, "batch.losses[0].to"},
 		{"heartbeat without epoch", []*pb.StreamRequest{good, {Message: &pb.StreamRequest_Heartbeat{Heartbeat: &pb.Heartbeat{}}}}, codes.InvalidArgument, "heartbeat.epoch"},
+		{"batch of an epoch nobody named", []*pb.StreamRequest{good, ingesttest.Batch(storetest.Epoch(0x99), records(t, "n", 1, 1))}, codes.InvalidArgument, "batch.epoch: 99999999999999999999999999999999 was not in the hello"},
+		{"heartbeat of an epoch nobody named", []*pb.StreamRequest{good, ingesttest.Heartbeat(storetest.Epoch(0x99), 1)}, codes.InvalidArgument, "heartbeat.epoch: 9999"},
 		{"heartbeat too high", []*pb.StreamRequest{good, ingesttest.Heartbeat(epoch, 1<<63)}, codes.InvalidArgument, "heartbeat.made"},
 		{"message too large", []*pb.StreamRequest{good, ingesttest.Batch(epoch, []*pb.Record{{Seq: 1, Payload: make([]byte, 5<<20)}})}, codes.ResourceExhausted, "larger than max"},
 		{"gap", []*pb.StreamRequest{good, ingesttest.Batch(epoch, records(t, "n", 5, 6))}, codes.FailedPrecondition, "waits for sequence number 1, the batch begins at 5"},

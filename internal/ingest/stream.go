@@ -36,7 +36,8 @@ type stream struct {
 	superseded chan struct{}
 	once       sync.Once
 
-	pending []pending // batches on their way to the disk, oldest first
+	epochs  map[store.Epoch]bool // those of the Hello; no others are taken
+	pending []pending            // batches on their way to the disk, oldest first
 }
 
 type pending struct {
@@ -209,6 +210,10 @@ func (st *stream) hello(ctx context.Context) error {
 		st.s.cfg.Log.Warn("an earlier run of the agent lost alerts it had not yet on disk",
 			slog.String("node", st.node), slog.Uint64("lost", res.LostSeqs))
 	}
+	st.epochs = make(map[store.Epoch]bool, len(ask.Lanes))
+	for _, l := range ask.Lanes {
+		st.epochs[l.Epoch] = true
+	}
 	w := &pb.Welcome{Window: uint32(st.s.cfg.Window), MaxBatchRecords: MaxBatchRecords,
 		MaxBatchBytes: PreferBatchBytes, ServerTime: timestamppb.Now()}
 	for i, l := range h.GetLanes() {
@@ -223,6 +228,9 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 	switch {
 	case m.GetBatch() != nil:
 		b, err := checkBatch(m.GetBatch(), st.node, time.Now())
+		if err == nil && !st.epochs[b.Epoch] {
+			err = fieldErr("batch.epoch", "%v was not in the hello", b.Epoch)
+		}
 		if err != nil {
 			return st.refuse(m, "invalid", err)
 		}
@@ -238,6 +246,9 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 		e, err := store.ParseEpoch(hb.GetEpoch())
 		if err != nil {
 			return st.refuse(m, "invalid", fieldErr("heartbeat.epoch", "%v", err))
+		}
+		if !st.epochs[e] {
+			return st.refuse(m, "invalid", fieldErr("heartbeat.epoch", "%v was not in the hello", e))
 		}
 		if hb.GetMade() > store.MaxSeq {
 			return st.refuse(m, "invalid", fieldErr("heartbeat.made", "%d, limit %d", hb.GetMade(), uint64(store.MaxSeq)))

@@ -27,6 +27,10 @@ const (
 	// MaxLanes is the most epochs of one Hello.
 	MaxLanes = 1024
 
+	// wholeLanes: an agent whose spool has very many epochs names them in turns,
+	// so a Hello of more says nothing about those it leaves out.
+	wholeLanes = MaxLanes / 2
+
 	maxNameBytes      = 253      // node, as Kubernetes limits it
 	maxHintBytes      = 128      // agent version, boot id
 	maxDetailBytes    = 1 << 10  // of a loss; more is cut
@@ -69,7 +73,7 @@ func checkHello(h *pb.Hello, node string, now time.Time) (*store.Hello, error) {
 	if n > MaxLanes {
 		return nil, fieldErr("hello.lanes", "%d, limit %d", n, MaxLanes)
 	}
-	out := &store.Hello{Node: node, Lanes: make([]store.Lane, n), At: now}
+	out := &store.Hello{Node: node, Lanes: make([]store.Lane, n), Whole: n <= wholeLanes, At: now}
 	seen := make(map[store.Epoch]bool, n)
 	for i, l := range h.GetLanes() {
 		at := func(f string) string { return fmt.Sprintf("hello.lanes[%d].%s", i, f) }

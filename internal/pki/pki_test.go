@@ -84,7 +84,7 @@ func load(t *testing.T, dir string, now func() time.Time) agent {
 
 // handshake connects over loopback and returns what each side says, and what
 // the server has seen.
-func handshake(t *testing.T, server *tls.Config, client *tls.Config) (clientErr, serverErr error, seen tls.ConnectionState) {
+func handshake(t *testing.T, server *tls.Config, client *tls.Config) (seen tls.ConnectionState, clientErr, serverErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -118,7 +118,8 @@ func handshake(t *testing.T, server *tls.Config, client *tls.Config) (clientErr,
 		_, clientErr = tc.Read(make([]byte, 1)) // in TLS 1.3 the server's verdict comes later
 	}
 	c.Close()
-	return clientErr, <-done, seen
+	serverErr = <-done
+	return seen, clientErr, serverErr
 }
 
 func (a agent) config(name string) *tls.Config {
@@ -136,7 +137,7 @@ func serverConfig(t *testing.T, a *Authority, names ...string) *tls.Config {
 
 func connects(t *testing.T, s *tls.Config, ag agent) error {
 	t.Helper()
-	cerr, serr, _ := handshake(t, s, ag.config("localhost"))
+	_, cerr, serr := handshake(t, s, ag.config("localhost"))
 	return errors.Join(cerr, serr)
 }
 
@@ -149,7 +150,7 @@ func TestHandshake(t *testing.T) {
 	s := serverConfig(t, a, "collector.example", "10.1.2.3")
 	ag := issue(t, a, "web-1", 2*time.Hour)
 	for _, name := range []string{"localhost", "127.0.0.1", "::1", host, "collector.example", "10.1.2.3"} {
-		cerr, serr, seen := handshake(t, s, ag.config(name))
+		seen, cerr, serr := handshake(t, s, ag.config(name))
 		if cerr != nil || serr != nil {
 			t.Errorf("%s: client %v, server %v", name, cerr, serr)
 			continue
@@ -161,17 +162,17 @@ func TestHandshake(t *testing.T) {
 			t.Errorf("%s: version %x, want TLS 1.3", name, seen.Version)
 		}
 	}
-	if cerr, _, _ := handshake(t, s, ag.config("other.example")); cerr == nil {
+	if _, cerr, _ := handshake(t, s, ag.config("other.example")); cerr == nil {
 		t.Error("a name that is not the server's was accepted")
 	}
 	old := ag.config("localhost")
 	old.MaxVersion = tls.VersionTLS12
-	if _, serr, _ := handshake(t, s, old); serr == nil {
+	if _, _, serr := handshake(t, s, old); serr == nil {
 		t.Error("TLS 1.2 was accepted")
 	}
 	none := ag.config("localhost")
 	none.Certificates = nil
-	if cerr, serr, _ := handshake(t, s, none); serr == nil || !strings.Contains(cerr.Error(), "certificate required") {
+	if _, cerr, serr := handshake(t, s, none); serr == nil || !strings.Contains(cerr.Error(), "certificate required") {
 		t.Errorf("no certificate: client %v, server %v", cerr, serr)
 	}
 	// The server's own certificate is not good for an agent.
@@ -180,13 +181,13 @@ func TestHandshake(t *testing.T) {
 		t.Fatal(err)
 	}
 	thief := agent{inner.Certificates[0], ag.roots, a.now}
-	if _, serr, _ := handshake(t, s, thief.config("localhost")); serr == nil {
+	if _, _, serr := handshake(t, s, thief.config("localhost")); serr == nil {
 		t.Error("the server's certificate was accepted from an agent")
 	}
 	// Nor an agent's for a server.
 	fake := s.Clone()
 	fake.GetConfigForClient, fake.Certificates = nil, []tls.Certificate{ag.cert}
-	if cerr, _, _ := handshake(t, fake, ag.config("")); cerr == nil {
+	if _, cerr, _ := handshake(t, fake, ag.config("")); cerr == nil {
 		t.Error("an agent's certificate was accepted from a server")
 	}
 }

@@ -43,7 +43,9 @@ func BenchmarkEvaluate(b *testing.B) {
 	}
 	kinds["bash-128KiB-one-argument"] = long("bash\x00-c\x00" + strings.Repeat("curl /usr/share/doc ", 6554) + "\x00")
 	kinds["bash-128KiB-of-arguments"] = long("bash\x00" + strings.Repeat("-e\x00", 43690))
-	for _, name := range []string{"everyday", "Exec", "UIDChange", "Fork", "bash-128KiB-one-argument", "bash-128KiB-of-arguments"} {
+	kinds["bash-128KiB-against-the-patterns"] = long("bash\x00-c\x00" + strings.Repeat("sh curl |$( ", 10923) + "\x00")
+	for _, name := range []string{"everyday", "Exec", "UIDChange", "Fork", "bash-128KiB-one-argument", "bash-128KiB-of-arguments",
+		"bash-128KiB-against-the-patterns"} {
 		events := kinds[name]
 		b.Run(fmt.Sprintf("%s/rules=%d", name, len(set.Rules())), func(b *testing.B) {
 			b.ReportAllocs()

@@ -112,3 +112,23 @@ func TestPackIsComplete(t *testing.T) {
 		}
 	}
 }
+
+// The example on the reference page is a policy that loads.
+func TestReferenceExample(t *testing.T) {
+	page, err := os.ReadFile("../../docs/rules.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("there is no example")
+	}
+	objects, err := policy.Parse("docs/rules.md", []byte(example))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newCompiler(t).Compile(objects[0]); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -130,7 +130,7 @@ func TestJSONIsComplete(t *testing.T) {
 		if _, ok := m.Interface().(*timestamppb.Timestamp); ok {
 			return
 		}
-		m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		m.Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
 			name := path + "." + string(fd.Name())
 			// Only the process an event is about has a lineage.
 			if strings.Contains(string(fd.Name()), "ancestors") && path != "alert.event.process" {
@@ -143,7 +143,7 @@ func TestJSONIsComplete(t *testing.T) {
 			}
 			n++
 			m.Set(fd, saved.ProtoReflect().Get(fd))
-			v = m.Get(fd)
+			v := m.Get(fd)
 			switch {
 			case fd.IsMap():
 			case fd.IsList() && fd.Message() != nil:

@@ -32,6 +32,12 @@ func AppendAlertJSON(dst []byte, id Identity, a *pb.Alert) []byte {
 	dst = append(dst, '{')
 	dst = appendIdentity(dst, id)
 	dst = appendTime(dst, "time", ev.GetTime())
+	if !id.Committed.IsZero() {
+		dst = appendKey(dst, "committedAt")
+		dst = append(dst, '"')
+		dst = id.Committed.UTC().AppendFormat(dst, timeLayout)
+		dst = append(dst, '"')
+	}
 	severity, _ := severityName(a.GetSeverity())
 	dst = appendStr(dst, "severity", severity)
 	dst = appendStr(dst, "rule", a.GetRule())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 )
@@ -115,6 +116,10 @@ type Identity struct {
 	Node    string   // from the agent's credentials, never from its messages
 	Epoch   [16]byte // random, new at every start of the agent
 	Seq     uint64   // consecutive from 1 within the epoch
+
+	// Committed is when the collector had the alert on its disk; zero before.
+	// It is no part of the identity, but known with it.
+	Committed time.Time
 }
 
 // Append appends cluster/node/epoch/seq, the epoch in hexadecimal.

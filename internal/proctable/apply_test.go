@@ -459,7 +459,7 @@ func TestIDChange(t *testing.T) {
 			t.Errorf("before %+v", ev.Before)
 		}
 		// The same thread back and forth.
-		ev = w.must(change(w, 53, ids(1000, 1000, 1000)))
+		w.must(change(w, 53, ids(1000, 1000, 1000)))
 		ev = w.must(change(w, 53, ids(0, 0, 0)))
 		if !ev.HasBefore || ev.Before.UID != 1000 {
 			t.Errorf("before %+v", ev.Before)

@@ -75,8 +75,11 @@ var roles = map[string]func(){
 	},
 	"exec-twice": func() { become("nothing", "second") },
 	"clone-parent": func() {
+		// Not appended: of two settings the first counts, and the child would
+		// play this role again, and its child, for ever.
+		os.Setenv(role, "nothing")
 		_, err := syscall.ForkExec("/proc/self/exe", []string{"cloned"}, &syscall.ProcAttr{
-			Env: append(os.Environ(), role+"=nothing"), Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
+			Env: os.Environ(), Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 		})
 		check(err)
 	},
@@ -142,7 +145,9 @@ func run(t *testing.T, cmd *exec.Cmd) int32 {
 	t.Helper()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	b0 := readClock(unix.CLOCK_MONOTONIC)
 	err := cmd.Run()
+	t.Logf("ran %d %q from %d to %d", cmd.Process.Pid, cmd.Args, b0, readClock(unix.CLOCK_MONOTONIC))
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 2 {
 		t.Fatalf("%q: %v: %s", cmd.Args, err, out.Bytes())
 	}
@@ -158,6 +163,7 @@ type sight struct {
 	before  event.IDs
 	known   bool // before is
 	thread  int32
+	stamp   uint64
 	dur     time.Duration
 }
 
@@ -190,7 +196,7 @@ func (w *watcher) Record(r *event.Record) {
 	}
 	s := sight{
 		kind: w.ev.Kind, process: *w.ev.Process, lineage: lineage(w.ev.Process), before: w.ev.Before,
-		known: w.ev.HasBefore, thread: r.PID, dur: w.ev.Duration,
+		known: w.ev.HasBefore, stamp: r.Stamp, thread: r.PID, dur: w.ev.Duration,
 	}
 	for a := range Ancestors(w.ev.Process) {
 		s.parents = append(s.parents, *a)
@@ -263,6 +269,7 @@ func withArg(pid int32, arg string) func(*sight) bool {
 func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 	t.Helper()
 	testenv.Root(t)
+	t0 := readClock(unix.CLOCK_MONOTONIC)
 	conn, err := procconn.Open(t.Context(), procconn.Config{Recorder: m, Cwd: true, DrainInterval: time.Millisecond})
 	testenv.SkipOn(t, err, procconn.ErrNotSupported, procconn.ErrPermission)
 	fs, err := procfs.New("")
@@ -277,6 +284,17 @@ func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 	if n, err := w.tab.Scan(); err != nil || n < 2 {
 		t.Fatalf("Scan() = %d, %v", n, err)
 	}
+	t1 := readClock(unix.CLOCK_MONOTONIC)
+	t.Cleanup(func() {
+		old, oldest := 0, uint64(1<<63)
+		for _, x := range w.sights {
+			if x.stamp < t0 {
+				old++
+				oldest = min(oldest, x.stamp)
+			}
+		}
+		t.Logf("open at %d, scanned at %d, closed at %d; %d events from before, oldest %d", t0, t1, readClock(unix.CLOCK_MONOTONIC), old, oldest)
+	})
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- conn.Run(ctx, w) }()
@@ -401,7 +419,15 @@ func testCloneParent(t *testing.T, w *watcher) {
 	}
 	// Only the recorder knows who made it.
 	if byRecord := ex.process.Sources[event.FieldArgs] == event.SourceRecord; byRecord && ex.parents[0].PID != pid {
-		t.Errorf("creator %d, want %d", ex.parents[0].PID, pid)
+		t.Errorf("creator %d, want %d: %s", ex.parents[0].PID, pid, ex.lineage)
+		w.mu.Lock()
+		for _, x := range w.sights {
+			if q := x.process.PID; q == ex.process.PID || q == ex.parents[0].PID || q == pid {
+				t.Logf("%d %s thread %d start %d exact %v %q: %s src %v", x.stamp, x.kind.Short(), x.thread, x.process.Start, x.process.StartExact, x.process.Cmdline, x.lineage, x.process.Sources[event.FieldArgs])
+			}
+		}
+		t.Logf("%d lost, stats %+v", w.lost, w.tab.Stats())
+		w.mu.Unlock()
 	}
 }
 

@@ -78,7 +78,7 @@ func AppendLine(dst []byte, s present.Style, cluster string, r *store.Record) []
 }
 
 func identity(cluster string, r *store.Record) present.Identity {
-	return present.Identity{Cluster: cluster, Node: r.Node, Epoch: r.Epoch, Seq: r.Seq}
+	return present.Identity{Cluster: cluster, Node: r.Node, Epoch: r.Epoch, Seq: r.Seq, Committed: r.Committed}
 }
 
 // content is the alert or the loss of a record, or why it is neither.

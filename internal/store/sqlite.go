@@ -307,6 +307,9 @@ func (s *SQLite) applyHello(ctx context.Context, h *Hello, now time.Time) (res R
 	if running, err = s.mark(ctx, h.Node, h.Lanes[last].Epoch); err != nil {
 		return res, err
 	}
+	if !h.Whole {
+		return res, nil
+	}
 	// Epochs the spool no longer names held nothing more on disk. Only those
 	// first heard of before the running one: a late Hello of an old process
 	// must not end its successor.

@@ -135,11 +135,13 @@ type Batch struct {
 }
 
 // A Hello begins a stream of Node. Its Result has the mark of each lane, in
-// order. Other epochs of the node, and all lanes but the last, have ended: if
-// one ended below the highest number heard of, the store adds a Loss, once.
+// order. All lanes but the last have ended, and if the Hello is Whole so have
+// the node's other epochs: if one ended below the highest number heard of, the
+// store adds a Loss, once.
 type Hello struct {
 	Node  string
 	Lanes []Lane // at least one; the last is the running agent's
+	Whole bool   // the agent's spool holds records of no other epoch
 	At    time.Time
 }
 

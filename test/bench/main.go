@@ -160,6 +160,11 @@ func run(ctx context.Context, o *options, out, log io.Writer) error {
 	if err != nil {
 		return err
 	}
+	lock, err := host.Lock(ctx, log, cache)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	b := &bench{work: filepath.Join(cache, "work"), programs: filepath.Join(cache, "programs"), scale: o.scale,
 		agent: below(root, o.agent), collector: below(root, o.collector), policies: below(root, o.policies),
 		collectorAddr: o.collectorAddr, eventsArgs: strings.Fields(o.eventsArgs), runArgs: strings.Fields(o.runArgs)}

@@ -283,6 +283,7 @@ func TestRunAndDemo(t *testing.T) {
 	}
 
 	seen := map[string]bool{}
+	demos := 0
 	var latencies []time.Duration
 	for _, a := range lines(t, alerts) {
 		if a.Kind == "Loss" {
@@ -293,11 +294,15 @@ func TestRunAndDemo(t *testing.T) {
 			t.Errorf("alert %s is there twice", a.ID)
 		}
 		seen[a.ID] = true
+		if !slices.ContainsFunc(a.Process.Ancestors, func(p procLine) bool { return p.PID == int32(os.Getpid()) }) {
+			continue // what else runs on this machine
+		}
+		demos++
 		checkAlert(t, a)
 		latencies = append(latencies, a.CommittedAt.Sub(a.Time))
 	}
-	if len(seen) < 8 {
-		t.Errorf("got %d alerts, want at least the demo's 8", len(seen))
+	if demos < 8 {
+		t.Fatalf("got %d alerts of the demo, want at least 8", demos)
 	}
 	slices.Sort(latencies)
 	t.Logf("kernel event to commit over %d alerts: p50 %v p99 %v max %v", len(latencies),

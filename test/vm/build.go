@@ -155,7 +155,7 @@ func buildHelpers(ctx context.Context, log io.Writer, dir, arch string, o *optio
 // writeInitramfs writes everything the guest has into one file, and returns
 // the programs it is going to run. Programs of another architecture are left
 // out.
-func writeInitramfs(file string, t target, im *image, mods []module, bin *binaries, progs []program, o *options, job *wire.Job) ([]program, error) {
+func writeInitramfs(file, root string, t target, im *image, mods []module, bin *binaries, progs []program, o *options, job *wire.Job) ([]program, error) {
 	f, err := os.Create(file)
 	if err != nil {
 		return nil, err
@@ -170,6 +170,11 @@ func writeInitramfs(file string, t target, im *image, mods []module, bin *binari
 	c.bytes("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
 	c.bytes("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	c.bytes("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n::1 localhost\n"))
+	for _, d := range []string{"mnt", "opt", "usr/bin", "var/lib", "var/log", "var/tmp"} {
+		c.dir(d)
+	}
+	// Some tests compare their package with its page.
+	c.tree("src/docs", filepath.Join(root, "docs"))
 	for i, m := range mods {
 		path := fmt.Sprintf("%s/%02d-%s.ko", wire.ModulesDir, i, m.name)
 		c.bytes(path, 0o644, m.data)

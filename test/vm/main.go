@@ -16,7 +16,7 @@
 // emulator is installed from Debian when it is missing and the user is root.
 //
 // A test in the guest is root on a machine of its own, in its package's
-// directory with its testdata, and finds in its environment:
+// directory with its testdata and the module's docs, and finds in its environment:
 //
 //	PROCESSION_TEST_VM       the kernel's name, for example 6.1-amd64
 //	PROCESSION_TEST_HELPERS  a directory of static programs: the C files of
@@ -219,6 +219,11 @@ func run(ctx context.Context, o *options, out, log io.Writer) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	lock, err := host.Lock(ctx, log, cache)
+	if err != nil {
+		return false, err
+	}
+	defer lock.Close()
 	progs, err := findPrograms(ctx, o.words)
 	if err != nil {
 		return false, err
@@ -241,7 +246,7 @@ func run(ctx context.Context, o *options, out, log io.Writer) (bool, error) {
 				return false, err
 			}
 		}
-		r, err := runKernel(ctx, log, cache, t, images[at], built[t.arch], progs, o)
+		r, err := runKernel(ctx, log, root, cache, t, images[at], built[t.arch], progs, o)
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", t.name, err)
 		}
@@ -291,7 +296,7 @@ func install(ctx context.Context, log io.Writer, o *options) error {
 }
 
 // runKernel boots one kernel once.
-func runKernel(ctx context.Context, log io.Writer, cache string, t target, im *image, bin *binaries, progs []program, o *options) (KernelResult, error) {
+func runKernel(ctx context.Context, log io.Writer, root, cache string, t target, im *image, bin *binaries, progs []program, o *options) (KernelResult, error) {
 	mods, err := im.modulesFor(ctx, o.modules)
 	if err != nil {
 		return KernelResult{}, err
@@ -303,7 +308,7 @@ func runKernel(ctx context.Context, log io.Writer, cache string, t target, im *i
 	defer os.RemoveAll(work)
 	initramfs := filepath.Join(work, "initramfs")
 	job := wire.Job{Hostname: "node-a", Now: time.Now().UTC(), Cgroup: t.cgroup}
-	ran, err := writeInitramfs(initramfs, t, im, mods, bin, progs, o, &job)
+	ran, err := writeInitramfs(initramfs, root, t, im, mods, bin, progs, o, &job)
 	if err != nil {
 		return KernelResult{}, err
 	}

@@ -260,7 +260,7 @@ func (rep *Report) rows() []row {
 	}
 	for _, k := range rep.Kernels {
 		for _, p := range k.Programs {
-			if len(p.Tests) == 0 || p.Error != "" && p.OK == false && !slices.ContainsFunc(p.Tests, func(t TestResult) bool { return t.Result == "fail" }) {
+			if len(p.Tests) == 0 || p.Error != "" && !p.OK && !slices.ContainsFunc(p.Tests, func(t TestResult) bool { return t.Result == "fail" }) {
 				add(row{p.Name, ""})
 			}
 			for _, t := range p.Tests {

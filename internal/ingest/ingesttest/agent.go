@@ -147,6 +147,12 @@ func (a *Agent) once(ctx context.Context, dial func() (*grpc.ClientConn, error))
 		return err
 	}
 	defer cc.Close()
+	return a.RunOn(ctx, cc)
+}
+
+// RunOn is one stream: it ends when everything is acknowledged, or at the
+// first error.
+func (a *Agent) RunOn(ctx context.Context, cc *grpc.ClientConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	st, err := pb.NewIngestServiceClient(cc).Stream(ctx)

@@ -85,7 +85,7 @@ spec:
           expiresAt: "2027-06-30T00:00:00Z"
 ` + "```" + `
 
-Every field of a policy is explained in api/v1alpha1/types.go, and by "kubectl explain".
+Every field of a policy is explained in api/v1alpha1/types.go.
 
 ## What is missing
 

@@ -150,7 +150,7 @@ func feed(t *testing.T, r *Recorder, msg []byte) {
 
 // What the program does with messages that cannot be provoked.
 func TestProgram(t *testing.T) {
-	self, gap := uint32(os.Getpid()), uint64(0)
+	self := uint32(os.Getpid())
 	other := self + 1
 	for _, c := range []struct {
 		name  string
@@ -219,11 +219,7 @@ func TestProgram(t *testing.T) {
 			if uint64(n)+r.Malformed() != got.Recorded {
 				t.Errorf("delivered %d, malformed %d, recorded %d", n, r.Malformed(), got.Recorded)
 			}
-			gap += got.Gap
 		})
-	}
-	if !t.Failed() && gap != 6 {
-		t.Errorf("%d gaps in all", gap)
 	}
 }
 

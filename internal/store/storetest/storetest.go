@@ -261,7 +261,7 @@ func testMalformed(t *testing.T, open Opener) {
 }
 
 func hello(node string, lanes ...store.Lane) *store.Hello {
-	return &store.Hello{Node: node, Lanes: lanes, At: time.Now()}
+	return &store.Hello{Node: node, Lanes: lanes, Whole: true, At: time.Now()}
 }
 
 func heard(node string, e store.Epoch, made uint64) *store.Heard {
@@ -296,6 +296,9 @@ func testTail(t *testing.T, open Opener) {
 		{"the same run comes again",
 			[]store.Change{hello("n", store.Lane{Epoch: a}), heard("n", a, 5)},
 			hello("n", store.Lane{Epoch: a, Made: 2}), []uint64{0}, nil},
+		{"the hello does not name all epochs",
+			[]store.Change{hello("n", store.Lane{Epoch: a}), heard("n", a, 5)},
+			&store.Hello{Node: "n", Lanes: []store.Lane{{Epoch: Epoch(9)}}, At: time.Now()}, []uint64{0}, nil},
 		{"another node's epoch is not touched",
 			[]store.Change{hello("m", store.Lane{Epoch: a}), heard("m", a, 5)},
 			hello("n", store.Lane{Epoch: b}), []uint64{0}, nil},

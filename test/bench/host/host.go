@@ -19,6 +19,9 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // EnvCache names the directory that holds what is kept between runs.
@@ -40,6 +43,38 @@ func Cache(tool string) (string, error) {
 		return "", err
 	}
 	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// Lock waits until no other process has the lock of dir: two runs at once
+// would share files, and CPUs. Closing what it returns gives the lock back.
+func Lock(ctx context.Context, log io.Writer, dir string) (_ io.Closer, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	fd := int(f.Fd())
+	for told := false; ; told = true {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		if !told {
+			fmt.Fprintf(log, "waiting for another run, which has %s\n", f.Name())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // ModuleRoot is the directory of this module's go.mod.

@@ -1,6 +1,8 @@
 package host
 
 import (
+	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -84,6 +86,29 @@ func TestBuildPrograms(t *testing.T) {
 		t.Error("Arch of a text file: no error")
 	}
 }
+
+func TestLock(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Lock(t.Context(), io.Discard, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var said writes = func(string) { cancel() } // it says that it waits; then it is told to stop
+	if _, err := Lock(ctx, said, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("a second lock: %v, want to wait until told to stop", err)
+	}
+	first.Close()
+	again, err := Lock(t.Context(), io.Discard, dir)
+	if err != nil {
+		t.Fatalf("after the first was given back: %v", err)
+	}
+	again.Close()
+}
+
+type writes func(string)
+
+func (w writes) Write(b []byte) (int, error) { w(string(b)); return len(b), nil }
 
 func TestOutputSaysWhatFailed(t *testing.T) {
 	_, err := Output(exec.Command("/bin/sh", "-c", "echo bad thing >&2; exit 4"))

@@ -171,9 +171,8 @@ func serve(args []string, stdout, stderr *os.File) error {
 	// Writing to a terminal that is gone is the sink's trouble, not the
 	// collector's end.
 	signal.Ignore(unix.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	ctx, stop := stopOnSignal()
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal kills
 	c, err := New(ctx, cfg)
 	if err != nil {
 		return err
@@ -183,6 +182,23 @@ func serve(args []string, stdout, stderr *os.File) error {
 	}
 	cfg.Log.Info("collector stopped")
 	return nil
+}
+
+// stopOnSignal returns a context that ends at the first signal. Before it ends
+// the default is back, so a second signal kills.
+func stopOnSignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	sigs := make(chan os.Signal, 1)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		select {
+		case <-sigs:
+		case <-ctx.Done():
+		}
+		signal.Stop(sigs)
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 // style decides on colours and width. A file or a pipe gets whole lines.

@@ -76,7 +76,10 @@ func (s *store) mark(e spool.Epoch) uint64 {
 	return s.marks[e]
 }
 
-var errGap = errors.New("gap")
+var (
+	errGap = errors.New("gap")
+	errEnd = errors.New("the collector ends streams")
+)
 
 // commit is the fence: what is below the mark is a repetition.
 func (s *store) commit(b *pb.Batch) (upTo uint64, err error) {
@@ -127,11 +130,11 @@ type collector struct {
 	onAck   func(*pb.Ack) *pb.Ack // changes an ack; nil: keep it back
 	onBatch func(*pb.Batch) bool  // false: the batch gets no further
 	hellos  []*pb.Hello
-	drain   map[chan *pb.StreamResponse]bool // the live streams
+	drain   map[chan *pb.StreamResponse]context.CancelCauseFunc // the live streams
 }
 
 func newCollector(st *store) *collector {
-	c := &collector{store: st, work: make(chan func(), 64), window: 3, drain: map[chan *pb.StreamResponse]bool{}}
+	c := &collector{store: st, work: make(chan func(), 64), window: 3, drain: map[chan *pb.StreamResponse]context.CancelCauseFunc{}}
 	go func() {
 		for f := range c.work {
 			f()
@@ -158,7 +161,8 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 	out := make(chan *pb.StreamResponse, 1024)
 	ctx, cancel := context.WithCancelCause(st.Context())
 	defer cancel(nil)
-	go func() {
+	var sender sync.WaitGroup // one sends at a time
+	sender.Go(func() {
 		for {
 			select {
 			case m := <-out:
@@ -169,10 +173,10 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 				return
 			}
 		}
-	}()
+	})
 	c.mu.Lock()
 	c.hellos = append(c.hellos, h)
-	c.drain[out] = true
+	c.drain[out] = cancel
 	reply := c.reply
 	w := &pb.Welcome{Window: c.window, MaxBatchRecords: 64, MaxBatchBytes: 64 << 10, ServerTime: timestamppb.Now()}
 	c.mu.Unlock()
@@ -197,7 +201,13 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 		}
 	}()
 	<-ctx.Done()
-	if err := context.Cause(ctx); !errors.Is(err, io.EOF) {
+	sender.Wait()
+	if err := context.Cause(ctx); errors.Is(err, errEnd) {
+		for len(out) > 0 {
+			st.Send(<-out)
+		}
+		return nil
+	} else if !errors.Is(err, io.EOF) {
 		return err
 	}
 	// What was received is acknowledged before the end.
@@ -440,4 +450,13 @@ func (p *proxy) cutAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.after = n
+}
+
+// endStreams ends them at once, with OK.
+func (c *collector) endStreams() {
+	c.set(func(c *collector) {
+		for _, cancel := range c.drain {
+			cancel(errEnd)
+		}
+	})
 }

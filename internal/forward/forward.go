@@ -221,7 +221,13 @@ func (f *Forwarder) Run(ctx context.Context) error {
 		if s.progress || s.welcomed && time.Since(start) > healthy {
 			attempt = 0
 		}
-		f.pause(ctx, hard, f.delay(ctx, err, attempt, s.drainDelay))
+		// Asked once: an end in between must cut the pause short.
+		stopping := ctx.Err() != nil
+		early := ctx.Done()
+		if stopping {
+			early = nil
+		}
+		pause(f.delay(stopping, err, attempt, s.drainDelay), early, hard.Done())
 	}
 }
 
@@ -233,7 +239,7 @@ func (f *Forwarder) logLeft() {
 
 // delay is how long to wait after a session ended: full jitter, so that a
 // fleet does not come back at the same moment.
-func (f *Forwarder) delay(ctx context.Context, err error, attempt int, drain time.Duration) time.Duration {
+func (f *Forwarder) delay(stopping bool, err error, attempt int, drain time.Duration) time.Duration {
 	limit := f.cfg.backoffMin << min(attempt, 20)
 	if limit <= 0 || limit > f.cfg.backoffMax {
 		limit = f.cfg.backoffMax
@@ -244,23 +250,19 @@ func (f *Forwarder) delay(ctx context.Context, err error, attempt int, drain tim
 	case errors.Is(err, errDrained):
 		limit = max(limit, drain)
 	}
-	if ctx.Err() != nil { // little time left
+	if stopping { // little time left
 		limit = min(limit, f.cfg.backoffMin)
 	}
 	return rand.N(limit)
 }
 
-func (f *Forwarder) pause(ctx, hard context.Context, d time.Duration) {
+func pause(d time.Duration, early, hard <-chan struct{}) {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	soft := ctx.Done()
-	if ctx.Err() != nil {
-		soft = nil
-	}
 	select {
 	case <-t.C:
-	case <-soft:
-	case <-hard.Done():
+	case <-early:
+	case <-hard:
 	}
 }
 

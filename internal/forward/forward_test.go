@@ -35,9 +35,9 @@ func newAgent(t testing.TB, target string) *agent {
 	a := &agent{t: t, cfg: spool.Config{Dir: t.TempDir()}}
 	a.fcfg = Config{
 		Target: target, TLS: conf, Node: "node-1", Version: "test", BootID: "boot",
-		HeartbeatInterval: 50 * time.Millisecond, AckTimeout: 500 * time.Millisecond, DrainTimeout: 5 * time.Second,
+		HeartbeatInterval: 50 * time.Millisecond, AckTimeout: 20 * time.Second, DrainTimeout: 5 * time.Second,
 		EventCounters: func() (uint64, uint64) { return 7, 1 },
-		linger:        5 * time.Millisecond, backoffMin: 5 * time.Millisecond, backoffMax: 100 * time.Millisecond, welcomeWait: 500 * time.Millisecond,
+		linger:        5 * time.Millisecond, backoffMin: 5 * time.Millisecond, backoffMax: 100 * time.Millisecond,
 	}
 	t.Cleanup(a.stop)
 	return a
@@ -283,8 +283,10 @@ func TestDuplicateStreams(t *testing.T) {
 	a.wait("batches are in flight", func() bool { return a.fw.Status().Batches >= 2 })
 	for range 3 {
 		n := a.fw.Status().Failures
-		p.cut()
-		a.wait("the cut is seen", func() bool { return a.fw.Status().Failures > n })
+		a.wait("the cut is seen", func() bool {
+			p.cut() // again, should a connection just be in the making
+			return a.fw.Status().Failures > n
+		})
 		gate <- struct{}{}
 		a.append(10)
 	}
@@ -321,6 +323,7 @@ func TestStalledAcks(t *testing.T) {
 		return a
 	}
 	a := newAgent(t, serve(t, c).addr)
+	a.fcfg.AckTimeout = 300 * time.Millisecond
 	a.openSpool()
 	a.append(1000)
 	a.start()
@@ -339,6 +342,7 @@ func TestBlackHole(t *testing.T) {
 	st := newStore()
 	p := newProxy(t, serve(t, newCollector(st)).addr)
 	a := newAgent(t, p.addr())
+	a.fcfg.AckTimeout, a.fcfg.welcomeWait = 500*time.Millisecond, 500*time.Millisecond
 	p.stall()
 	a.start()
 	a.wait("no welcome", func() bool { return strings.Contains(a.fw.Status().LastError, errNoWelcome.Error()) })
@@ -358,7 +362,6 @@ func TestSlowLink(t *testing.T) {
 	p := newProxy(t, serve(t, newCollector(st)).addr)
 	p.pause = 2 * time.Millisecond
 	a := newAgent(t, p.addr())
-	a.fcfg.AckTimeout = 10 * time.Second
 	a.start()
 	for range 20 {
 		a.append(20)
@@ -420,6 +423,21 @@ func TestDrain(t *testing.T) {
 	}
 	if s := a.fw.Status(); s.Failures != 0 {
 		t.Errorf("a drain counts as a failure: %+v", s)
+	}
+
+	// The collector does not wait for the agent's end, and has batches in its queue.
+	gate := make(chan struct{})
+	c.set(func(c *collector) { c.before = func() { <-gate } })
+	n := a.fw.Status().Batches
+	a.append(50)
+	a.wait("in flight", func() bool { return a.fw.Status().Batches > n })
+	c.sendDrain(0)
+	c.endStreams()
+	close(gate)
+	a.wait("150, and a new stream", func() bool { return a.acked() && a.fw.Status().Connections == 3 })
+	check(t, st, a.epoch, 150)
+	if s := a.fw.Status(); s.Failures != 0 {
+		t.Errorf("status %+v", s)
 	}
 }
 

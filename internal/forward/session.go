@@ -246,6 +246,11 @@ func (s *session) receive() error {
 	for {
 		m, err := s.stream.Recv()
 		if errors.Is(err, io.EOF) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.draining { // it need not wait for our end
+				return errDrained
+			}
 			return errors.New("the collector ended the stream")
 		}
 		if err != nil {

@@ -107,7 +107,7 @@ func heap() uint64 {
 
 // perProcess is the published bound of what a process costs, in bytes, with
 // the usual text.
-const perProcess = 1000
+const perProcess = 700
 
 func TestMemoryPerProcess(t *testing.T) {
 	const n = 20_000

@@ -43,6 +43,8 @@ func TestMain(m *testing.M) {
 	if !ok {
 		panic("no role " + name)
 	}
+	// Nothing that goes wrong in a role outlives the tests for long.
+	time.AfterFunc(time.Minute, func() { os.Exit(8) })
 	play()
 	os.Exit(7)
 }
@@ -75,11 +77,8 @@ var roles = map[string]func(){
 	},
 	"exec-twice": func() { become("nothing", "second") },
 	"clone-parent": func() {
-		// Not appended: of two settings the first counts, and the child would
-		// play this role again, and its child, for ever.
-		os.Setenv(role, "nothing")
 		_, err := syscall.ForkExec("/proc/self/exe", []string{"cloned"}, &syscall.ProcAttr{
-			Env: os.Environ(), Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
+			Env: playing("nothing"), Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 		})
 		check(err)
 	},
@@ -120,8 +119,15 @@ func check(err error) {
 // become runs the test binary anew in this process. The first thread may be
 // gone, and /proc/self/exe with it.
 func become(name string, args ...string) {
+	check(syscall.Exec("/proc/thread-self/exe", append([]string{"become"}, args...), playing(name)))
+}
+
+// playing is the environment of a process in a role. The role this process has
+// itself must go: of two values the first counts, and a role that starts itself
+// anew never ends.
+func playing(name string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, role+"=") })
-	check(syscall.Exec("/proc/thread-self/exe", append([]string{"become"}, args...), append(env, role+"="+name)))
+	return append(env, role+"="+name)
 }
 
 func untilZombie(pid int) {
@@ -136,7 +142,7 @@ func untilZombie(pid int) {
 func command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = "role"
-	cmd.Env = append(os.Environ(), role+"="+name)
+	cmd.Env = playing(name)
 	return cmd
 }
 
@@ -145,9 +151,7 @@ func run(t *testing.T, cmd *exec.Cmd) int32 {
 	t.Helper()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	b0 := readClock(unix.CLOCK_MONOTONIC)
 	err := cmd.Run()
-	t.Logf("ran %d %q from %d to %d", cmd.Process.Pid, cmd.Args, b0, readClock(unix.CLOCK_MONOTONIC))
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 2 {
 		t.Fatalf("%q: %v: %s", cmd.Args, err, out.Bytes())
 	}
@@ -163,7 +167,6 @@ type sight struct {
 	before  event.IDs
 	known   bool // before is
 	thread  int32
-	stamp   uint64
 	dur     time.Duration
 }
 
@@ -196,7 +199,7 @@ func (w *watcher) Record(r *event.Record) {
 	}
 	s := sight{
 		kind: w.ev.Kind, process: *w.ev.Process, lineage: lineage(w.ev.Process), before: w.ev.Before,
-		known: w.ev.HasBefore, stamp: r.Stamp, thread: r.PID, dur: w.ev.Duration,
+		known: w.ev.HasBefore, thread: r.PID, dur: w.ev.Duration,
 	}
 	for a := range Ancestors(w.ev.Process) {
 		s.parents = append(s.parents, *a)
@@ -223,18 +226,24 @@ func (w *watcher) Idle() {
 }
 
 // find waits for the event about a process that ok accepts.
-func (w *watcher) find(what string, ok func(*sight) bool) sight {
+func (w *watcher) find(what string, ok func(*sight) bool) (found sight) {
 	w.Helper()
-	late := time.After(20 * time.Second)
-	for {
+	w.until(what, func() bool {
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		i := slices.IndexFunc(w.sights, func(s sight) bool { return ok(&s) })
 		if i >= 0 {
-			s := w.sights[i]
-			w.mu.Unlock()
-			return s
+			found = w.sights[i]
 		}
-		w.mu.Unlock()
+		return i >= 0
+	})
+	return found
+}
+
+// until looks at the events after each new one, until ok.
+func (w *watcher) until(what string, ok func() bool) {
+	w.Helper()
+	for late := time.After(20 * time.Second); !ok(); {
 		select {
 		case <-w.more:
 		case <-late:
@@ -269,7 +278,6 @@ func withArg(pid int32, arg string) func(*sight) bool {
 func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 	t.Helper()
 	testenv.Root(t)
-	t0 := readClock(unix.CLOCK_MONOTONIC)
 	conn, err := procconn.Open(t.Context(), procconn.Config{Recorder: m, Cwd: true, DrainInterval: time.Millisecond})
 	testenv.SkipOn(t, err, procconn.ErrNotSupported, procconn.ErrPermission)
 	fs, err := procfs.New("")
@@ -284,17 +292,6 @@ func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 	if n, err := w.tab.Scan(); err != nil || n < 2 {
 		t.Fatalf("Scan() = %d, %v", n, err)
 	}
-	t1 := readClock(unix.CLOCK_MONOTONIC)
-	t.Cleanup(func() {
-		old, oldest := 0, uint64(1<<63)
-		for _, x := range w.sights {
-			if x.stamp < t0 {
-				old++
-				oldest = min(oldest, x.stamp)
-			}
-		}
-		t.Logf("open at %d, scanned at %d, closed at %d; %d events from before, oldest %d", t0, t1, readClock(unix.CLOCK_MONOTONIC), old, oldest)
-	})
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- conn.Run(ctx, w) }()
@@ -420,14 +417,6 @@ func testCloneParent(t *testing.T, w *watcher) {
 	// Only the recorder knows who made it.
 	if byRecord := ex.process.Sources[event.FieldArgs] == event.SourceRecord; byRecord && ex.parents[0].PID != pid {
 		t.Errorf("creator %d, want %d: %s", ex.parents[0].PID, pid, ex.lineage)
-		w.mu.Lock()
-		for _, x := range w.sights {
-			if q := x.process.PID; q == ex.process.PID || q == ex.parents[0].PID || q == pid {
-				t.Logf("%d %s thread %d start %d exact %v %q: %s src %v", x.stamp, x.kind.Short(), x.thread, x.process.Start, x.process.StartExact, x.process.Cmdline, x.lineage, x.process.Sources[event.FieldArgs])
-			}
-		}
-		t.Logf("%d lost, stats %+v", w.lost, w.tab.Stats())
-		w.mu.Unlock()
 	}
 }
 
@@ -634,12 +623,12 @@ func testPidReuse(t *testing.T, w *watcher) {
 		if run(t, cmd) != first {
 			continue // somebody else forked
 		}
-		w.find("second end", func(s *sight) bool { return about(event.Exit, first)(s) && filepath.Base(s.process.Exe) != "true" })
+		w.until("second end", func() bool { return len(w.of(first, event.Exit)) == 2 })
 		execs := w.of(first, event.Exec)
-		if len(execs) < 2 {
+		if len(execs) != 2 {
 			t.Fatalf("%d execs", len(execs))
 		}
-		a, b := execs[len(execs)-2].process, execs[len(execs)-1].process
+		a, b := execs[0].process, execs[1].process
 		if a.Key() == b.Key() && a.StartExact || a.Execs != 1 || b.Execs != 1 {
 			t.Errorf("one process for two:\n%+v\n%+v", a, b)
 		}

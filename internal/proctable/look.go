@@ -11,6 +11,10 @@ import (
 // the process, and a process can make that take for ever: it moves its
 // arguments to a mapping of a file on a FUSE file system of its own, which then
 // does not answer. So each such read has a goroutine that can be given up.
+//
+// On a machine that is starved of CPU time a read may be late through no fault
+// of its process. So the patience is spent in many short waits: each takes
+// longer where CPU time is scarce, and gives the reader its turn.
 const (
 	scanWait  = 100 * time.Millisecond
 	eventWait = 50 * time.Millisecond // records wait meanwhile
@@ -18,6 +22,7 @@ const (
 	// out for a while: a process that does this in turns costs no more than
 	// eventWait in each stuckPause.
 	stuckPause = time.Second
+	waits      = 20
 	maxStuck   = 64 // reads given up and still waiting; with that many no more arguments are read
 )
 
@@ -58,12 +63,14 @@ func (t *Table) read(pid int32, maxArgs int, wait time.Duration) (*procfs.Readin
 			t.stuck.Add(-1)
 		}
 	}()
-	l.timer.Reset(wait)
-	select {
-	case err := <-l.done:
-		l.timer.Stop()
-		return &l.rd, err
-	case <-l.timer.C:
+	for range waits {
+		l.timer.Reset(wait / waits)
+		select {
+		case err := <-l.done:
+			l.timer.Stop()
+			return &l.rd, err
+		case <-l.timer.C:
+		}
 	}
 	t.stuck.Add(1)
 	if !l.state.CompareAndSwap(looking, givenUp) {

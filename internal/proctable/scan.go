@@ -281,7 +281,7 @@ func (t *Table) complete(e *entry, r *event.Record, p *program) (cgroup []byte) 
 // All are Synthetic, without Record, at the time of the scan. Emit may read the
 // table but not change it.
 //
-// A rescan costs 5 to 10 us per known process and some 60 us per new one, in
+// A rescan costs some 20 us per known process and 60 to 100 us per new one, in
 // the goroutine of the caller, while records wait. If records are lost again
 // and again, call it once the loss is over, and at most once in some seconds.
 func (t *Table) Rescan(emit func(*event.Event)) error {

@@ -16,13 +16,11 @@ import (
 
 // The kernel's audit interface (include/uapi/linux/audit.h).
 const (
-	auditGet     = 1000
 	auditSet     = 1001
 	auditAddRule = 1011
 	auditDelRule = 1012
 	auditExecve  = 1309
 	auditSyscall = 1300
-	auditEOE     = 1320
 
 	auditStatusEnabled = 0x1
 	auditStatusPID     = 0x4

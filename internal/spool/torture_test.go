@@ -801,8 +801,9 @@ func TestFullDisk(t *testing.T) {
 	// Acknowledged segments, kept for a collector's sake, give way to new records.
 	s.wait("full by itself", func(st Stats) bool {
 		if st.Failing == nil {
+			changed := s.Changed() // before, or the change may be over already
 			add(10)
-			<-s.Changed()
+			<-changed
 		}
 		return st.Failing != nil
 	})

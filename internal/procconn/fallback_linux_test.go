@@ -120,15 +120,25 @@ func newSnapshotter(t *testing.T) *snapshotter {
 	return &snapshotter{proc: fd, cwd: true}
 }
 
-// startChild starts a child and waits until it is one: its fork may still show
-// its parent's program.
+// startChild starts a child and waits until it shows its arguments: Start
+// returns in the middle of the exec, when the kernel has closed what is to be
+// closed and not yet put the arguments where /proc finds them.
 func startChild(t *testing.T, cmd *exec.Cmd) int32 {
 	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return int32(cmd.Process.Pid)
+	for {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) > 0 {
+			return int32(cmd.Process.Pid)
+		}
+		runtime.Gosched()
+	}
 }
 
 func TestSnapshot(t *testing.T) {

@@ -74,11 +74,12 @@ func (s *Spool) commit(final bool) {
 
 // retry writes the ring, in small pieces: a little room is better than none.
 func (s *Spool) retry() {
-	_, err := s.write(s.ring, 64<<10) // only the committer changes ring
+	was := s.failing // only the committer changes it, and ring
+	_, err := s.write(s.ring, 64<<10)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		s.log.Info("disk accepts records again", "refused", s.failing)
+		s.log.Info("disk accepts records again", "refused", was)
 		s.retryAt, s.retryPause, s.failing = time.Time{}, 0, nil
 		return
 	}
@@ -208,6 +209,9 @@ func (s *Spool) writePiece(frs []frame, piece int) (int, error) {
 		s.inFlight -= recs
 	} else {
 		s.dropRingLocked(n) // frs are the ring's
+		if len(s.ring) == 0 {
+			s.failing = nil // before Sync sees that all is on disk
+		}
 	}
 	s.markLocked(g.last, time.Now())
 	s.broadcastLocked()

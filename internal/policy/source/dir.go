@@ -74,6 +74,8 @@ type Dir struct {
 	files    map[string]*file
 	owner    map[string]string // file that holds the policy in force, by name of the policy
 	lost     bool              // the directory could not be read the last time
+
+	unpublished bool // a scan that failed had found changes before
 }
 
 // A file is what was last seen of one.
@@ -156,7 +158,8 @@ func (d *Dir) Run(ctx context.Context, update func(Update)) error {
 			continue
 		}
 		d.lost = false
-		if changed {
+		if changed || d.unpublished {
+			d.unpublished = false
 			if err := d.publish(update); err != nil {
 				d.log.Error("policies cannot be put in force; the rules in force stay", "dir", d.dir, "err", err)
 			}
@@ -192,10 +195,10 @@ func (d *Dir) scan() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	var gone []string
 	for name := range d.files {
 		if !slices.Contains(names, name) {
-			delete(d.files, name)
-			changed = true
+			gone = append(gone, name)
 		}
 	}
 	for _, name := range names {
@@ -203,8 +206,7 @@ func (d *Dir) scan() (changed bool, err error) {
 		data, err := read(path)
 		if errors.Is(err, fs.ErrNotExist) { // gone since the list was made, or a link to nowhere
 			if d.files[name] != nil {
-				delete(d.files, name)
-				changed = true
+				gone = append(gone, name)
 			}
 			continue
 		}
@@ -221,7 +223,19 @@ func (d *Dir) scan() (changed bool, err error) {
 		d.files[name].sum = sum
 		changed = true
 	}
-	return changed, nil
+	if len(gone) == 0 {
+		return changed, nil
+	}
+	// The directory itself may have been moved away meanwhile, and its files
+	// with it: that must not take the rules out of force.
+	if _, err := d.names(); err != nil {
+		d.unpublished = d.unpublished || changed
+		return false, err
+	}
+	for _, name := range gone {
+		delete(d.files, name)
+	}
+	return true, nil
 }
 
 // unreadable keeps what a file said when it could be read.

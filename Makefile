@@ -45,6 +45,14 @@ fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 lint: ## gofmt, vet, staticcheck, shell syntax
 	@hack/lint.sh
 
+.PHONY: vmtest
+vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10-amd64 ..."), as root
+	@hack/vmtest.sh $(KERNELS)
+
+.PHONY: bench
+bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains)
+	@go run ./test/bench $(BENCHFLAGS)
+
 .PHONY: generate
 generate: ## make every generated file anew
 	@hack/generate.sh

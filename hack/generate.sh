@@ -6,7 +6,13 @@ cd "$(dirname "$0")/.."
 command -v protoc >/dev/null || { echo "generate: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
 bin=$PWD/bin/tools
 mkdir -p "$bin"
-(cd tools && go build -o "$bin/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc)
+(cd tools && go build -o "$bin/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
+	sigs.k8s.io/controller-tools/cmd/controller-gen)
+"$bin/controller-gen" object paths=./api/v1alpha1
 PATH=$bin:$PATH protoc -I api/proto --go_out=api/proto --go_opt=paths=source_relative \
 	--go-grpc_out=api/proto --go-grpc_opt=paths=source_relative \
 	procession/v1/alert.proto procession/v1/ingest.proto
+
+# Reference pages that are drawn from the code.
+go test ./internal/policy/celenv -run Reference -update >/dev/null
+go test ./internal/procconn/recorder -run TestFormatDoc -update >/dev/null

@@ -19,7 +19,7 @@ for arch in "$@"; do
 	for target in agent collector; do
 		out=dist/$target-linux-$arch.oci.tar
 		rm -f "$out"
-		buildah build --quiet --isolation chroot --storage-driver vfs --network none --timestamp "$epoch" \
+		buildah build --quiet --isolation chroot --storage-driver vfs --network host --timestamp "$epoch" \
 			--platform "linux/$arch" --build-arg "TARGETARCH=$arch" --build-arg "VERSION=$version" \
 			--target "$target" --tag "procession/$target:$version-$arch" . >/dev/null
 		buildah push --quiet --storage-driver vfs "procession/$target:$version-$arch" \

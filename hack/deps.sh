@@ -4,7 +4,8 @@
 # without.
 set -euo pipefail
 need=() # command:package
-for cp in gcc:gcc ip:iproute2 unshare:util-linux mount:mount protoc:protobuf-compiler "$@"; do
+for cp in gcc:gcc ip:iproute2 unshare:util-linux mount:mount protoc:protobuf-compiler \
+	mkfs.ext4:e2fsprogs cpio:cpio busybox:busybox-static xz:xz-utils "$@"; do
 	command -v "${cp%%:*}" >/dev/null || need+=("${cp##*:}")
 done
 # The race detector is a cgo program: it needs the C library's headers.

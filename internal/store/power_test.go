@@ -52,7 +52,12 @@ func TestSQLitePowerCut(t *testing.T) {
 	mount()
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	state := filepath.Join(dir, "state")
-	acked := uint64(0)
+	// A commit that is under way while the file system is being shut down may be
+	// told that it succeeded: ext4 first refuses the work that makes written
+	// data part of the file, and only then aborts the journal that fsync asks.
+	// A machine without power tells nobody anything. So what counts is what was
+	// acknowledged before.
+	acked, before := uint64(0), uint64(0)
 	for round := range 3 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), "STORE_TEST_COMMIT_FOREVER="+state)
@@ -73,6 +78,7 @@ func TestSQLitePowerCut(t *testing.T) {
 				t.Fatalf("child: %s", sc.Text())
 			}
 			if n == 30+7*round {
+				before = acked
 				if err := ext4Shutdown(dir); err != nil {
 					t.Fatalf("cut the power: %v", err)
 				}
@@ -92,8 +98,8 @@ func TestSQLitePowerCut(t *testing.T) {
 		if err := st.Close(); err != nil {
 			t.Error(err)
 		}
-		if uint64(len(rs)) < acked {
-			t.Fatalf("round %d: %d records after the power cut, %d were acknowledged", round, len(rs), acked)
+		if uint64(len(rs)) < before {
+			t.Fatalf("round %d: %d records after the power cut, %d were acknowledged before", round, len(rs), before)
 		}
 		for i, r := range rs {
 			if r.Seq != uint64(i+1) {

@@ -191,21 +191,7 @@ func TestAgentKilled(t *testing.T) {
 			t.Errorf("%s was on the spool's disk and is there %d times, want once", tag, got[tag])
 		}
 	}
-	lost := uint64(0)
-	for _, l := range losses {
-		var r struct {
-			Lost   json.Number `json:"lost"`
-			Reason string      `json:"reason"`
-		}
-		if err := json.Unmarshal([]byte(strings.ReplaceAll(l.raw, `"lost":"`, `"lost":"`)), &r); err != nil {
-			t.Fatal(err)
-		}
-		n, err := strconv.ParseUint(r.Lost.String(), 10, 64)
-		if err != nil {
-			t.Fatalf("loss without a number: %s", l.raw)
-		}
-		lost += n
-	}
+	lost := uint64(lostIn(t, losses))
 	if want := made - uint64(len(durable)); lost != want {
 		t.Errorf("the losses name %d alerts; %d were made and %d of them were on disk", lost, made, len(durable))
 	}
@@ -240,4 +226,19 @@ func (p *pair) inspect() (made uint64, durable []string) {
 		}
 	}
 	return made, durable
+}
+
+// lostIn is how many alerts the losses name.
+func lostIn(t *testing.T, losses []alertLine) (n int) {
+	t.Helper()
+	for _, l := range losses {
+		var r struct {
+			Lost int `json:"lost,string"`
+		}
+		if err := json.Unmarshal([]byte(l.raw), &r); err != nil || r.Lost == 0 {
+			t.Fatalf("a loss without a number: %v: %s", err, l.raw)
+		}
+		n += r.Lost
+	}
+	return n
 }

@@ -39,7 +39,9 @@ func qemuArgs(t target, im *image, initramfs string, o *options) []string {
 		args = append(args, "-M", "virt", "-cpu", "cortex-a72")
 		console = "ttyAMA0"
 	} else {
-		args = append(args, "-M", "pc", "-cpu", "max")
+		// Without cmpxchg16b, as the emulator once came back from it with broken
+		// flags, and the guest's allocator with it. Kernels do without.
+		args = append(args, "-M", "pc", "-cpu", "max,-cx16")
 	}
 	if o.accel == "kvm" && t.arch == runtime.GOARCH {
 		args = append(args, "-accel", "kvm")

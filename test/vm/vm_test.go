@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/binary"
+	"github.com/procession-dev/procession/internal/testenv"
 	"io"
 	"os"
 	"os/exec"
@@ -108,7 +109,7 @@ func TestZboot(t *testing.T) {
 // TestInitramfs has cpio read what was written.
 func TestInitramfs(t *testing.T) {
 	if _, err := exec.LookPath("cpio"); err != nil {
-		t.Skip("needs cpio, to read what was written")
+		testenv.Skip(t, "needs cpio, to read what was written")
 	}
 	dir := t.TempDir()
 	if err := os.Symlink("b", filepath.Join(dir, "a")); err != nil {

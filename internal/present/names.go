@@ -117,7 +117,8 @@ type Identity struct {
 	Epoch   [16]byte // random, new at every start of the agent
 	Seq     uint64   // consecutive from 1 within the epoch
 
-	// Committed is when the collector had the alert on its disk; zero before.
+	// Committed is when the transaction began that put the alert on the
+	// collector's disk; zero before.
 	// It is no part of the identity, but known with it.
 	Committed time.Time
 }

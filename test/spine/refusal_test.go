@@ -86,6 +86,33 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestNoRuleInForce: an agent that cannot alert must not look like a quiet one.
+func TestNoRuleInForce(t *testing.T) {
+	dir := built(t)
+	state, certs, policies := t.TempDir(), t.TempDir(), t.TempDir()
+	issue(t, dir, state, certs)
+	broken := strings.Replace(tagPolicy, "process.cmdline", "process.cmdlin", 1)
+	if err := os.WriteFile(filepath.Join(policies, "broken.yaml"), []byte(broken), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "agent", exec.Command(filepath.Join(dir, "bin", "agent"), "run", "--collector", "127.0.0.1:1",
+		"--tls", certs, "--policies", policies, "--state", t.TempDir(), "--drain-timeout", "100ms"))
+	p.waitFor("listening", 30*time.Second)
+	out, _ := p.text()
+	for _, want := range []string{"broken.yaml", "rule tagged", "process.cmdlin", "did you mean process.cmdline", "no rule is in force"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(policies, "broken.yaml"), []byte(tagPolicy), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.waitFor("rules=1", 5*time.Second) // mended, without a restart
+	if err := p.stop(syscall.SIGTERM, 20*time.Second); err != nil {
+		t.Errorf("agent after SIGTERM: %v", err)
+	}
+}
+
 // issue makes an agent's certificate with the real command.
 func issue(t *testing.T, dir, state, out string) {
 	t.Helper()

@@ -14,7 +14,7 @@ const (
 	maxPinned = 16
 	// share is how much CPU time a reader may use in a second. A real-time
 	// thread without a limit could starve what it watches.
-	share = 100 * time.Millisecond
+	share = 250 * time.Millisecond
 	// readerBatch is how many messages a reader looks at before it reads the
 	// facts of the first.
 	readerBatch = 16

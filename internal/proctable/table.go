@@ -391,13 +391,14 @@ func (t *Table) keepAlive(e *entry, now uint64) {
 	t.ended.push(e)
 }
 
-// warn tells, at most once a minute, that the table is too small.
+// warn tells, at most once a minute, that the table is too small, or that a
+// lineage grew past maxDepth.
 func (t *Table) warn(now uint64) {
 	lost := t.count.untracked.Load() + t.count.spliced.Load() + t.count.trimmed.Load()
 	if lost == t.warnedOf || now < t.warned+uint64(time.Minute) {
 		return
 	}
-	t.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn, "process table is out of room",
+	t.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn, "the process table left something out: for want of room, or links of an endless lineage",
 		slog.Uint64("lost", lost-t.warnedOf), slog.Int("processes", t.n),
 		slog.Int64("text_bytes", t.count.textBytes.Load()))
 	t.warned, t.warnedOf = now, lost

@@ -480,13 +480,16 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// logged is what the collector has logged; it logs its addresses before it is ready.
+// logged waits for a line in the collector's log: its standard error comes
+// through a pipe, so a line may be seen later than the ready file written
+// before it.
 func (p *proc) logged(t testing.TB, re string) string {
 	t.Helper()
-	m := regexp.MustCompile(re).FindStringSubmatch(p.stderr.String())
-	if m == nil {
-		t.Fatalf("no %s in the log:\n%s", re, p.stderr)
-	}
+	var m []string
+	eventually(t, "a line "+re+" in the log", func() bool {
+		m = regexp.MustCompile(re).FindStringSubmatch(p.stderr.String())
+		return m != nil
+	})
 	return strings.Trim(m[1], `"`)
 }
 

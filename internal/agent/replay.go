@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bufio"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,8 +12,7 @@ import (
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
 	"github.com/procession-dev/procession/internal/present"
-	"github.com/procession-dev/procession/internal/proctable"
-	"github.com/procession-dev/procession/internal/recording"
+	"github.com/procession-dev/procession/internal/replay"
 )
 
 const replayHelp = `
@@ -44,35 +42,31 @@ func replayCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer f.Close()
-	in, err := recording.NewReader(bufio.NewReaderSize(f, 1<<20))
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
 	log, err := newLog(stderr, "text", "warn")
 	if err != nil {
 		return err
 	}
-	r := &replay{in: in, out: out}
+	in, err := replay.Open(f, log)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	out.build.Wall = in.Wall
 	use := out.write
+	j := &judge{out: out}
 	if *policies != "" {
 		compiler, err := policy.NewCompiler()
 		if err != nil {
 			return err
 		}
-		r.engine = policy.NewEngine(compiler, policy.Config{})
-		if err := source.NewDir(*policies, log).Load(compiler, func(u source.Update) { r.engine.Swap(u.Set) }); err != nil {
+		j.engine = policy.NewEngine(compiler, policy.Config{})
+		if err := source.NewDir(*policies, log).Load(compiler, func(u source.Update) { j.engine.Swap(u.Set) }); err != nil {
 			return fmt.Errorf("--policies: %w", err)
 		}
-		use = r.judge
+		use = j.judge
 	}
-	clock := proctable.FixedClock{Mono: in.Header.Stamp, Boot: in.Header.Boot, Wall: time.Unix(0, in.Header.Wall)}
-	if r.pipe, err = pipelineOn(proctable.Config{Clock: clock, Log: log}, log, use, nil); err != nil {
-		return err
-	}
-	out.build.Wall = r.pipe.wall
-	err = r.run()
+	err = in.Run(use)
 	out.flush()
-	r.progress(stderr, file)
+	j.sumUp(stderr, file, in)
 	return errors.Join(err, out.err)
 }
 
@@ -91,61 +85,33 @@ func parseFile(fs *flag.FlagSet, about string, args []string, out io.Writer) (st
 	return file, nil
 }
 
-// A replay is a recording on its way through the pipeline.
-type replay struct {
-	in     *recording.Reader
-	pipe   *pipeline
-	engine *policy.Engine
+// A judge prints the alerts that policies raise.
+type judge struct {
+	engine *policy.Engine // nil: events are printed
 	out    *eventWriter
 	seq    uint64
-
-	processes, records, lost uint64
 }
 
-// run applies every entry. The baseline goes in as execs that nobody judges.
-func (r *replay) run() error {
-	var ev event.Event
-	for {
-		e, err := r.in.Next()
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		case e.Process != nil:
-			r.processes++
-			r.pipe.table.Apply(&event.Record{
-				Kind: event.Exec, Stamp: r.in.Header.Stamp, PID: e.Process.PID, TGID: e.Process.PID, Facts: e.Process.Facts,
-			}, &ev)
-		case e.Record != nil:
-			r.records++
-			r.pipe.Record(e.Record)
-		case e.Loss != nil:
-			r.lost += e.Loss.Events
-		}
-	}
-}
-
-func (r *replay) judge(ev *event.Event) {
-	r.engine.Evaluate(ev, func(m *policy.Match) {
-		r.seq++
-		a := r.out.build.Alert(ev, m)
-		id := present.Identity{Cluster: "replay", Node: "replay", Seq: r.seq}
-		if r.out.json {
-			r.out.put(present.AppendAlertJSON(r.out.buf[:0], id, a))
+func (j *judge) judge(ev *event.Event) {
+	j.engine.Evaluate(ev, func(m *policy.Match) {
+		j.seq++
+		a := j.out.build.Alert(ev, m)
+		id := present.Identity{Cluster: "replay", Node: "replay", Seq: j.seq}
+		if j.out.json {
+			j.out.put(present.AppendAlertJSON(j.out.buf[:0], id, a))
 		} else {
-			r.out.put(r.out.style.AppendAlertLine(r.out.buf[:0], id, a))
+			j.out.put(j.out.style.AppendAlertLine(j.out.buf[:0], id, a))
 		}
 	})
 }
 
-// progress sums up, on stderr, what the recording was and what came of it.
-func (r *replay) progress(stderr io.Writer, file string) {
-	h := r.in.Header
+// sumUp says, on stderr, what the recording was and what came of it.
+func (j *judge) sumUp(stderr io.Writer, file string, r *replay.Replay) {
+	h := r.Header
 	fmt.Fprintf(stderr, "%s: recorded %s on kernel %s (%s): %d processes at the start, %d records, %d lost; %d events",
-		file, time.Unix(0, h.Wall).UTC().Format(time.RFC3339), h.Kernel, h.Mode, r.processes, r.records, r.lost, r.pipe.events.Load())
-	if r.engine != nil {
-		fmt.Fprintf(stderr, ", %d alerts from %d rules", r.seq, len(r.engine.Set().Rules()))
+		file, time.Unix(0, h.Wall).UTC().Format(time.RFC3339), h.Kernel, h.Mode, r.Processes, r.Records, r.Lost, r.Events)
+	if j.engine != nil {
+		fmt.Fprintf(stderr, ", %d alerts from %d rules", j.seq, len(j.engine.Set().Rules()))
 	}
 	fmt.Fprintln(stderr)
 }

@@ -38,6 +38,9 @@ func (a *Activation) Reset(ev *event.Event) {
 	a.forget()
 }
 
+// Kind is the kind of the event it stands at.
+func (a *Activation) Kind() event.Kind { return a.ev.Kind }
+
 // forget drops the values of a policy's variables.
 func (a *Activation) forget() {
 	a.scope = nil

@@ -323,6 +323,7 @@ type Process struct {
 	Status   uint32 // wait status, when Exited
 
 	Workload *Workload // nil: not resolved
+	Origin   Origin    // how it came to be in its container
 }
 
 // Key is the process's identity.
@@ -365,16 +366,99 @@ type Workload struct {
 	PodUID      string // as in the cgroup path; for static pods the config hash
 	Reason      string // why something is unknown: process-gone, cgroup-cut, namespace-ambiguous, pod-not-listed, no-kubelet, ...
 	ContainerName,
-	Image string
-	Pod *Pod // nil: unknown or none
+	Image string // as the pod's spec names it
+	Container *Container // nil: the kubelet has not told it (yet), or it is in no pod
+	Sandbox   bool       // the container is the one that holds a pod's namespaces (pause); the kubelet lists none such
+	Pod       *Pod       // nil: unknown or none
 }
 
-// A Pod is what the kubelet says about a pod.
+// A Pod is what the kubelet says about a pod. It is shared and never changed.
 type Pod struct {
 	UID, Namespace, Name string
 	Labels               map[string]string
+	Annotations          map[string]string // those that were asked for, by configuration
 	ServiceAccount       string
-	OwnerKind, OwnerName string
+	// The controller, looked through a ReplicaSet to its Deployment and through
+	// a Job to its CronJob by the rule their names are made by.
+	OwnerKind, OwnerName          string
+	HostPID, HostNetwork, HostIPC bool
+}
+
+// A ContainerKind says which list of a pod's containers one is in.
+type ContainerKind uint8
+
+// Kinds of container.
+const (
+	ContainerRegular   ContainerKind = iota
+	ContainerInit                    // runs to its end before the others start
+	ContainerSidecar                 // an init container that goes on running
+	ContainerEphemeral               // added to a running pod, as kubectl debug does
+)
+
+// String is the name used in JSON and in rules.
+func (k ContainerKind) String() string {
+	return [...]string{"regular", "init", "sidecar", "ephemeral"}[k&3]
+}
+
+// A Container is what the kubelet says about one container of a pod. It is
+// shared and never changed.
+type Container struct {
+	Name        string
+	Kind        ContainerKind
+	Image       string // as the pod's spec names it
+	ImageDigest string // sha256:..., of what runs; "" unknown
+	Privileged  bool
+	Probes      [][]string // commands the kubelet runs in it to see whether it is well
+	Hooks       [][]string // commands it runs after the start and before the stop
+}
+
+// An Origin says how a process came to be in its container.
+type Origin uint8
+
+// Origins.
+const (
+	OriginUnknown Origin = iota // not in a container, or it could not be told
+	OriginSetup                 // the runtime's own: it prepares the container, or holds the pod's namespaces (runc init, pause)
+	OriginEntry                 // the container's first process
+	OriginEntered               // put into the running container from outside: exec session, probe or hook, which only the pod's spec tells
+	OriginSession               // put into it from outside, by neither probe nor hook (kubectl exec, ctr exec, nsenter)
+	OriginProbe                 // a probe of the pod's spec
+	OriginHook                  // a lifecycle hook of the pod's spec
+	OriginChild                 // made by a process of the same container
+)
+
+var originNames = [...]string{"", "runtimeSetup", "entrypoint", "entered", "execSession", "probe", "lifecycleHook", "child"}
+
+// String is the name used in JSON and in rules; "" for OriginUnknown.
+func (o Origin) String() string {
+	if int(o) >= len(originNames) {
+		return ""
+	}
+	return originNames[o]
+}
+
+// A Cause says why a user id became 0.
+type Cause uint8
+
+// Causes, the innocent ones first.
+const (
+	CauseUnknown     Cause = iota // not asked (no id became 0), or a fact is missing
+	CauseSetuid                   // it runs, or is about to run, a set-user-id file of root's
+	CauseLogin                    // the same, or a capability, used by a program whose task it is: su, sudo, sshd, cron, ...
+	CauseRuntime                  // a container runtime, which prepares a container
+	CauseKept                     // one of its ids was 0 before: it goes back to what it never gave up
+	CauseCapability               // it had CAP_SETUID
+	CauseUnexplained              // none of these: what an exploit of the kernel leaves
+)
+
+var causeNames = [...]string{"", "setuid-program", "login", "runtime-setup", "kept-root", "capability", "unexplained"}
+
+// String is the name used in JSON and in rules; "" for CauseUnknown.
+func (c Cause) String() string {
+	if int(c) >= len(causeNames) {
+		return ""
+	}
+	return causeNames[c]
 }
 
 // An Event is one thing that happened, to whom: a Record after the process
@@ -391,8 +475,12 @@ type Event struct {
 
 	Before    IDs  // UID and GID change: the ids before
 	HasBefore bool // Before is known
-	PrevName  string
-	HasPrev   bool // CommChange: PrevName is known
+	// UIDChange: the capabilities before, if known, and why an id became 0.
+	CapsBefore    uint64 // permitted
+	HasCapsBefore bool
+	Cause         Cause
+	PrevName      string
+	HasPrev       bool // CommChange: PrevName is known
 
 	Status   uint32        // Exit: wait status
 	Duration time.Duration // Exit: wall time since the process's start; 0 unknown

@@ -376,6 +376,7 @@ type Workload struct {
 type Pod struct {
 	UID, Namespace, Name string
 	Labels               map[string]string
+	NamespaceLabels      map[string]string // labels of its namespace; nil: not known
 	Annotations          map[string]string // those that were asked for, by configuration
 	ServiceAccount       string
 	// The controller, looked through a ReplicaSet to its Deployment and through

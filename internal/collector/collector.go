@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -138,7 +139,7 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 		Help: "Times the server's certificate could not be made anew; the log says why. It holds for 24 hours."})
 	c.reg.MustRegister(renew)
 	var tell sync.Once
-	tlsConfig, err := ca.ServerConfig(cfg.Names, func(err error) {
+	tlsConfig, err := ca.ServerConfig(cfg.Names, tls.RequireAndVerifyClientCert, func(err error) {
 		renew.Inc()
 		tell.Do(func() { cfg.Log.Error("the server's certificate cannot be renewed", slog.Any("err", err)) })
 	})

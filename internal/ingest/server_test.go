@@ -64,7 +64,7 @@ func startDir(t testing.TB, dir string, wrap func(store.Store) store.Store) *ser
 	if s.ca, err = pki.Open(filepath.Join(s.dir, "pki")); err != nil {
 		t.Fatal(err)
 	}
-	conf, err := s.ca.ServerConfig(nil, nil)
+	conf, err := s.ca.ServerConfig(nil, tls.RequireAndVerifyClientCert, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

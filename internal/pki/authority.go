@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,11 +13,8 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Times of a certificate authority, see the package comment.
@@ -33,16 +31,16 @@ const (
 	caFile       = "ca.pem"
 	nextFile     = "next.pem"
 	previousFile = "previous.crt"
-	bundleFile   = "ca.crt"
-	lockFile     = ".lock"
+	bundleFile   = BundleFile
 )
 
-// An Authority signs certificates. Several processes may open one directory.
+// An Authority signs certificates. Several processes may open one storage.
 type Authority struct {
-	dir string
-	now func() time.Time
+	storage Storage
+	now     func() time.Time
 
 	mu        sync.Mutex
+	watched   bool // Run looks at the files, handshakes need not
 	refreshed time.Time
 	ca        *signer
 	next      *signer             // nil while there is none
@@ -78,10 +76,54 @@ func open(dir string, now func() time.Time) (*Authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the certificate authority: %w", err)
 	}
-	a := &Authority{dir: dir, now: now}
+	return openStorage(folder(dir), now)
+}
+
+// OpenStorage is Open for files that are not in a directory.
+func OpenStorage(s Storage) (*Authority, error) { return openStorage(s, time.Now) }
+
+func openStorage(s Storage, now func() time.Time) (*Authority, error) {
+	a := &Authority{storage: s, now: now}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a, a.refreshLocked(now())
+}
+
+// Run looks at the files every so often until ctx ends, so that no handshake
+// has to, and what somebody did to the bundle is put right. failed is told why
+// a look did not succeed; what is in memory stays in use.
+func (a *Authority) Run(ctx context.Context, every time.Duration, failed func(error)) {
+	a.mu.Lock()
+	a.watched = true
+	a.mu.Unlock()
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			a.mu.Lock()
+			a.watched = false
+			a.mu.Unlock()
+			return
+		case <-t.C:
+		}
+		if err := a.Refresh(); err != nil {
+			failed(err)
+		}
+	}
+}
+
+// Refresh looks at the files now, and makes what is missing or due.
+func (a *Authority) Refresh() error {
+	// Not under the lock: a storage may be slow, and handshakes go on.
+	next := &Authority{storage: a.storage, now: a.now}
+	if err := next.refreshLocked(a.now()); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ca, a.next, a.trusted, a.refreshed = next.ca, next.next, next.trusted, next.refreshed
+	return nil
 }
 
 // Bundle is the certificates agents have to trust, in PEM.
@@ -94,8 +136,10 @@ func (a *Authority) Bundle() ([]byte, error) {
 	return a.bundleLocked(), nil
 }
 
-func (a *Authority) bundleLocked() (b []byte) {
-	for _, c := range a.trusted {
+func (a *Authority) bundleLocked() []byte { return bundleOf(a.trusted) }
+
+func bundleOf(trusted []*x509.Certificate) (b []byte) {
+	for _, c := range trusted {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return b
@@ -103,46 +147,38 @@ func (a *Authority) bundleLocked() (b []byte) {
 
 // freshLocked looks at the files if the last look is long ago.
 func (a *Authority) freshLocked(now time.Time) error {
-	if d := now.Sub(a.refreshed); d >= 0 && d < refreshWait {
+	if d := now.Sub(a.refreshed); a.watched || d >= 0 && d < refreshWait {
 		return nil
 	}
 	return a.refreshLocked(now)
 }
 
+// conflicts is how often in a row others may have been quicker.
+const conflicts = 8
+
 // refreshLocked reads the files, and makes what is missing or due.
-func (a *Authority) refreshLocked(now time.Time) error {
-	unlock, err := lock(filepath.Join(a.dir, lockFile))
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	ca, err := readSigner(filepath.Join(a.dir, caFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		// ca.crt is written last. With it there, the key was lost, and to make
-		// a new one silently would lock out every agent.
-		if _, serr := os.Stat(filepath.Join(a.dir, bundleFile)); serr == nil {
-			return &FileError{filepath.Join(a.dir, caFile), errors.New("missing, but " + bundleFile + " is there"), doRestore}
+func (a *Authority) refreshLocked(now time.Time) (err error) {
+	for range conflicts {
+		if err = a.tryRefreshLocked(now); !errors.Is(err, ErrConflict) {
+			return err
 		}
-		ca, err = makeSigner(filepath.Join(a.dir, caFile), now)
 	}
+	return err
+}
+
+func (a *Authority) tryRefreshLocked(now time.Time) error {
+	f, err := a.storage.Begin()
 	if err != nil {
 		return err
 	}
-	if now.Before(ca.cert.NotBefore) {
-		return &FileError{filepath.Join(a.dir, caFile), fmt.Errorf("is not valid before %s, and the clock says %s",
-			ca.cert.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339)), doClock}
-	}
-	next, err := readSigner(filepath.Join(a.dir, nextFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	previous, err := readCert(filepath.Join(a.dir, previousFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	defer f.Close()
+	ca, next, previous, err := readAll(f, now)
+	if err != nil {
 		return err
 	}
 	left := ca.cert.NotAfter.Sub(now)
 	if next == nil && left < caAnnounce {
-		if next, err = makeSigner(filepath.Join(a.dir, nextFile), now); err != nil {
+		if next, err = makeSigner(f, nextFile, now); err != nil {
 			return err
 		}
 	}
@@ -151,26 +187,62 @@ func (a *Authority) refreshLocked(now time.Time) error {
 		// A collector that was off for long hands over as soon as agents could
 		// have learned of the successor, or when there is nothing to lose.
 		if known >= caAnnounce-caHandOver || left <= 0 {
-			if err := a.handOver(ca, next); err != nil {
+			if err := handOver(f, ca, next); err != nil {
 				return err
 			}
 			previous, ca, next = ca.cert, next, nil
 		}
 	}
-	a.ca, a.next, a.trusted = ca, next, a.trusted[:0:0]
+	var trusted []*x509.Certificate
 	for _, c := range []*x509.Certificate{ca.cert, next.certificate(), previous} {
 		if c != nil && (now.Before(c.NotAfter) || c == ca.cert) {
-			a.trusted = append(a.trusted, c)
+			trusted = append(trusted, c)
 		}
 	}
-	bundle := a.bundleLocked()
-	if have, _ := os.ReadFile(filepath.Join(a.dir, bundleFile)); string(have) != string(bundle) {
-		if err := writeFile(filepath.Join(a.dir, bundleFile), bundle, 0o644); err != nil {
+	bundle := bundleOf(trusted)
+	if have, _ := f.Read(bundleFile); string(have) != string(bundle) {
+		if err := f.Write(bundleFile, bundle); err != nil {
 			return err
 		}
 	}
-	a.refreshed = now
+	if err := f.Commit(); err != nil {
+		return err
+	}
+	a.ca, a.next, a.trusted, a.refreshed = ca, next, trusted, now
 	return nil
+}
+
+// readAll reads the authority, or makes one if there is none.
+func readAll(f Files, now time.Time) (ca, next *signer, previous *x509.Certificate, err error) {
+	ca, err = readSigner(f, caFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		// ca.crt is written last. With it there, the key was lost, and to make
+		// a new one silently would lock out every agent.
+		if _, berr := f.Read(bundleFile); berr == nil {
+			return nil, nil, nil, &FileError{f.Path(caFile), errors.New("missing, but " + bundleFile + " is there"), doRestore}
+		}
+		ca, err = makeSigner(f, caFile, now)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if now.Before(ca.cert.NotBefore) {
+		return nil, nil, nil, &FileError{f.Path(caFile), fmt.Errorf("is not valid before %s, and the clock says %s",
+			ca.cert.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339)), doClock}
+	}
+	if next, err = readSigner(f, nextFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil, err
+	}
+	if next != nil && next.cert.Equal(ca.cert) { // a hand-over was cut short before its last step
+		next = nil
+		if err := f.Remove(nextFile); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if previous, err = readCert(f, previousFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil, err
+	}
+	return ca, next, previous, nil
 }
 
 func (s *signer) certificate() *x509.Certificate {
@@ -182,18 +254,22 @@ func (s *signer) certificate() *x509.Certificate {
 
 // handOver makes the successor the one that signs. Ended at any point, the
 // next try does the rest.
-func (a *Authority) handOver(ca, next *signer) error {
+func handOver(f Files, ca, next *signer) error {
 	old := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})
-	if err := writeFile(filepath.Join(a.dir, previousFile), old, 0o644); err != nil {
+	if err := f.Write(previousFile, old); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(a.dir, nextFile), filepath.Join(a.dir, caFile)); err != nil {
-		return fmt.Errorf("hand over to the next certificate authority: %w", err)
+	b, err := next.encode()
+	if err != nil {
+		return err
 	}
-	return syncDir(a.dir)
+	if err := f.Write(caFile, b); err != nil {
+		return err
+	}
+	return f.Remove(nextFile)
 }
 
-func makeSigner(path string, now time.Time) (*signer, error) {
+func makeSigner(f Files, name string, now time.Time) (*signer, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
@@ -212,12 +288,21 @@ func makeSigner(path string, now time.Time) (*signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate authority: %w", err)
 	}
-	keyPEM, err := encodeKey(key)
+	s := &signer{cert, key}
+	b, err := s.encode()
 	if err != nil {
 		return nil, err
 	}
-	b := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM...)
-	return &signer{cert, key}, writeFile(path, b, 0o600)
+	return s, f.Write(name, b)
+}
+
+// encode is what parseSigner reads.
+func (s *signer) encode() ([]byte, error) {
+	key, err := encodeKey(s.key)
+	if err != nil {
+		return nil, err
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw}), key...), nil
 }
 
 // template is what all certificates have in common.
@@ -243,14 +328,14 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 }
 
 // readSigner reads a certificate and its key from one file.
-func readSigner(path string) (*signer, error) {
-	b, err := os.ReadFile(path)
+func readSigner(f Files, name string) (*signer, error) {
+	b, err := f.Read(name)
 	if err != nil {
 		return nil, err
 	}
 	s, err := parseSigner(b)
 	if err != nil {
-		return nil, &FileError{path, err, doRestore}
+		return nil, &FileError{f.Path(name), err, doRestore}
 	}
 	return s, nil
 }
@@ -281,14 +366,14 @@ func parseSigner(b []byte) (*signer, error) {
 	return &signer{cert, key}, nil
 }
 
-func readCert(path string) (*x509.Certificate, error) {
-	b, err := os.ReadFile(path)
+func readCert(f Files, name string) (*x509.Certificate, error) {
+	b, err := f.Read(name)
 	if err != nil {
 		return nil, err
 	}
 	c, _, err := parseCert(b)
 	if err != nil {
-		return nil, &FileError{path, err, "remove it: it is only needed for agents that have not renewed"}
+		return nil, &FileError{f.Path(name), err, "remove it: it is only needed for agents that have not renewed"}
 	}
 	return c, nil
 }
@@ -303,57 +388,4 @@ func parseCert(b []byte) (*x509.Certificate, []byte, error) {
 		return nil, nil, fmt.Errorf("the certificate cannot be read: %w", err)
 	}
 	return c, rest, nil
-}
-
-// lock keeps other processes from making the same files meanwhile.
-func lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the certificate authority: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock the certificate authority: %w", err)
-	}
-	return func() { f.Close() }, nil
-}
-
-// writeFile writes a file whole or not at all.
-func writeFile(path string, b []byte, mode fs.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -157,10 +157,11 @@ func CheckServerName(n string) error {
 }
 
 // ServerConfig is for a listener that agents reach by the given names and
-// addresses; loopback and the host's name are always among them. TLS 1.3 with
-// client certificates of this authority. failed, if set, is told why a
-// certificate could not be renewed while the present one still holds.
-func (a *Authority) ServerConfig(names []string, failed func(error)) (*tls.Config, error) {
+// addresses; loopback and the host's name are always among them. TLS 1.3, with
+// client certificates of this authority as clients says: required, verified if
+// one is shown, or not asked for. failed, if set, is told why a certificate
+// could not be renewed while the present one still holds.
+func (a *Authority) ServerConfig(names []string, clients tls.ClientAuthType, failed func(error)) (*tls.Config, error) {
 	for _, n := range names {
 		if err := CheckServerName(n); err != nil {
 			return nil, err
@@ -170,16 +171,16 @@ func (a *Authority) ServerConfig(names []string, failed func(error)) (*tls.Confi
 		names = append([]string{host}, names...)
 	}
 	names = append([]string{"localhost", "127.0.0.1", "::1"}, names...)
-	first, err := a.serverConfig(names, failed)
+	first, err := a.serverConfig(names, clients, failed)
 	if err != nil {
 		return nil, err
 	}
 	c := first.Clone()
-	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return a.serverConfig(names, failed) }
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return a.serverConfig(names, clients, failed) }
 	return c, nil
 }
 
-func (a *Authority) serverConfig(names []string, failed func(error)) (*tls.Config, error) {
+func (a *Authority) serverConfig(names []string, clients tls.ClientAuthType, failed func(error)) (*tls.Config, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now()
@@ -218,7 +219,7 @@ func (a *Authority) serverConfig(names []string, failed func(error)) (*tls.Confi
 		config: &tls.Config{
 			MinVersion:   tls.VersionTLS13,
 			Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}},
-			ClientAuth:   tls.RequireAndVerifyClientCert,
+			ClientAuth:   clients,
 			ClientCAs:    pool,
 			Time:         a.now,
 			NextProtos:   []string{"h2"},

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,6 +10,8 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io/fs"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
@@ -128,7 +131,7 @@ func (a agent) config(name string) *tls.Config {
 
 func serverConfig(t *testing.T, a *Authority, names ...string) *tls.Config {
 	t.Helper()
-	c, err := a.ServerConfig(names, func(err error) { t.Errorf("renewal: %v", err) })
+	c, err := a.ServerConfig(names, tls.RequireAndVerifyClientCert, func(err error) { t.Errorf("renewal: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +198,7 @@ func TestHandshake(t *testing.T) {
 func TestServerConfigRefusesNames(t *testing.T) {
 	a := mustOpen(t, t.TempDir(), newClock())
 	for _, n := range []string{"", "a b", "a/b", "host:1", "*.x"} {
-		if _, err := a.ServerConfig([]string{n}, nil); err == nil {
+		if _, err := a.ServerConfig([]string{n}, tls.RequireAndVerifyClientCert, nil); err == nil {
 			t.Errorf("name %q was accepted", n)
 		}
 	}
@@ -333,8 +336,9 @@ func TestIssuedFiles(t *testing.T) {
 // over them.
 func TestBrokenFiles(t *testing.T) {
 	c := newClock()
-	other := mustOpen(t, t.TempDir(), c)
-	otherPEM, err := os.ReadFile(filepath.Join(other.dir, caFile))
+	other := t.TempDir()
+	mustOpen(t, other, c)
+	otherPEM, err := os.ReadFile(filepath.Join(other, caFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,16 +435,32 @@ func TestHandOverInterrupted(t *testing.T) {
 	}
 	c.step(20 * 24 * time.Hour)
 	ag := issue(t, a, "n", MaxNodeLife)
-	// Killed between writing previous.crt and the rename.
+	// Killed between its steps: previous.crt, ca.pem, no next.pem.
 	old := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.ca.cert.Raw})
-	write(previousFile, old)(t, dir)
-	c.step(10 * 24 * time.Hour)
-	b := mustOpen(t, dir, c)
-	if string(b.ca.cert.Raw) == string(a.ca.cert.Raw) {
-		t.Error("not handed over")
+	next, err := os.ReadFile(filepath.Join(dir, nextFile))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := connects(t, serverConfig(t, b), ag); err != nil {
-		t.Errorf("an agent of before: %v", err)
+	c.step(10 * 24 * time.Hour)
+	for _, step := range []struct {
+		name string
+		b    []byte
+	}{{previousFile, old}, {caFile, next}} {
+		write(step.name, step.b)(t, dir)
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		b := mustOpen(t, copied, c)
+		if string(b.ca.cert.Raw) == string(a.ca.cert.Raw) || b.next != nil {
+			t.Errorf("after %s: not handed over", step.name)
+		}
+		if _, err := os.Stat(filepath.Join(copied, nextFile)); err == nil {
+			t.Errorf("after %s: %s is still there", step.name, nextFile)
+		}
+		if err := connects(t, serverConfig(t, b), ag); err != nil {
+			t.Errorf("after %s: an agent of before: %v", step.name, err)
+		}
 	}
 }
 
@@ -536,4 +556,164 @@ func FuzzParseSigner(f *testing.F) {
 			t.Error("accepted", s.cert.Subject)
 		}
 	})
+}
+
+// A shelf is a Storage as a cluster's objects are: nobody is kept out, and who
+// commits after somebody else has to look again.
+type shelf struct {
+	mu      sync.Mutex
+	version int
+	files   map[string][]byte
+	down    error
+	commits int
+}
+
+type shelfFiles struct {
+	s       *shelf
+	version int
+	files   map[string][]byte
+	changed bool
+}
+
+func (s *shelf) Begin() (Files, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &shelfFiles{s: s, version: s.version, files: maps.Clone(s.files)}, s.down
+}
+
+func (f *shelfFiles) Path(name string) string { return "shelf/" + name }
+func (f *shelfFiles) Close()                  {}
+func (f *shelfFiles) Read(name string) ([]byte, error) {
+	if b, ok := f.files[name]; ok {
+		return b, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (f *shelfFiles) Write(name string, b []byte) error {
+	if f.files == nil {
+		f.files = map[string][]byte{}
+	}
+	f.files[name], f.changed = b, true
+	return nil
+}
+
+func (f *shelfFiles) Remove(name string) error {
+	delete(f.files, name)
+	f.changed = true
+	return nil
+}
+
+func (f *shelfFiles) Commit() error {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if !f.changed {
+		return nil
+	}
+	if f.version != f.s.version {
+		return ErrConflict
+	}
+	f.s.files, f.s.version, f.s.commits = f.files, f.s.version+1, f.s.commits+1
+	return nil
+}
+
+// Replicas that start at once on an optimistic storage agree on one authority,
+// and none uses a key that was not committed.
+func TestConflict(t *testing.T) {
+	s := &shelf{}
+	var wg sync.WaitGroup
+	got := make([]*Authority, 6)
+	for i := range got {
+		wg.Go(func() {
+			a, err := OpenStorage(s)
+			if err != nil {
+				t.Errorf("OpenStorage: %v", err)
+				return
+			}
+			got[i] = a
+		})
+	}
+	wg.Wait()
+	for _, a := range got {
+		if b, err := a.Bundle(); err != nil || string(b) != string(s.files[BundleFile]) {
+			t.Fatalf("bundle %s, %v, want the one committed", b, err)
+		}
+	}
+	if s.commits != 1 {
+		t.Errorf("%d commits, want 1", s.commits)
+	}
+}
+
+// While Run looks at the files, a storage that is silent stops no handshake;
+// what others changed is taken over, and a bundle that was spoilt is put right.
+func TestRun(t *testing.T) {
+	c := newClock()
+	s := &shelf{}
+	a, err := openStorage(s, c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.files[BundleFile] = []byte("spoilt")
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 100)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.Run(ctx, time.Millisecond, func(err error) {
+			select {
+			case failed <- err:
+			default:
+			}
+		})
+	}()
+	waitFor(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, err := parseBundle(s.files[BundleFile])
+		return err == nil
+	})
+	down := errors.New("no answer")
+	s.mu.Lock()
+	s.down = down
+	s.mu.Unlock()
+	if err := <-failed; !errors.Is(err, down) {
+		t.Errorf("failed with %v", err)
+	}
+	conf := serverConfig(t, a)
+	c.step(25 * time.Hour) // longer than the server's certificate lives
+	if err := connects(t, conf, issueIn(t, a, "n")); err != nil {
+		t.Errorf("with a silent storage: %v", err)
+	}
+	cancel()
+	<-ended
+}
+
+func parseBundle(b []byte) (*x509.Certificate, error) {
+	cert, _, err := parseCert(b)
+	return cert, err
+}
+
+// issueIn issues without a look at the storage.
+func issueIn(t *testing.T, a *Authority, node string) agent {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	cert, key, err := a.leafLocked(node, a.now(), time.Hour, func(c *x509.Certificate) {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(a.ca.cert)
+	return agent{tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, pool, a.now}
+}
+
+func waitFor(t *testing.T, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited 30 s in vain")
+		}
+	}
 }

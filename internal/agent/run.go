@@ -145,6 +145,7 @@ func (a *agent) run(ctx context.Context) error {
 		return a.conn.Run(sourceCtx, a.pipe)
 	})
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
+	parts.Go(func() error { a.settle(sourceCtx); return nil })
 	parts.Go(func() error {
 		defer stopSend()
 		return a.spool.Run(spoolCtx)

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package agent
+
+// settleMemory has nothing to give back where agent run cannot run.
+func settleMemory() error { return nil }

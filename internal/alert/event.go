@@ -132,6 +132,9 @@ func (b *Builder) brief(p *event.Process, args, path int) *pb.Process {
 		m |= event.MarkCwdCut
 	}
 	out.Marks = marks(m)
+	if p.Has(event.FieldExe) && !m.Has(event.MarkUpperKnown) {
+		out.Marks = append(out.Marks, "upperLayerUnknown") // its absence says that the file is from the image
+	}
 	if p.Has(event.FieldArgs) {
 		out.Cmdline, out.CmdlineLen = append([]byte{}, p.Cmdline[:min(len(p.Cmdline), args)]...), p.CmdlineLen
 	}

@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	gojson "encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -22,8 +23,9 @@ type File struct {
 // A Case is some events and what rules make of all of them together. A rule
 // is named by its name, or by policy/name where that is not enough.
 type Case struct {
-	Name   string  `json:"name"`
-	Events []Event `json:"events"`
+	Name string `json:"name"`
+	// Events are each an Event, or an event as the agent prints it.
+	Events []gojson.RawMessage `json:"events"`
 	// Expect lists the matches.
 	Expect []Expect `json:"expect"`
 	// Quiet lists rules that see the events and do not match.
@@ -48,6 +50,7 @@ type Expect struct {
 type Event struct {
 	Kind    string    `json:"kind"`
 	Time    time.Time `json:"time"` // 2026-01-02T03:04:05Z, when not given
+	At      string    `json:"at"`   // how long after that it happens, like 90s: not together with time
 	Process Process   `json:"process"`
 	Parent  *Process  `json:"parent"`
 	Target  *Process  `json:"target"`
@@ -142,6 +145,52 @@ func decode(data []byte) (*File, error) {
 	return &f, nil
 }
 
+// epoch is when the events of a case happen that do not say when.
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// parseEvent reads one event: an Event, strictly, or one that the agent
+// printed, which may have at besides.
+func parseEvent(data []byte) (*event.Event, error) {
+	var e Event
+	if isRecorded(data) {
+		out, err := recorded(data)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.UnmarshalCaseSensitivePreserveInts(data, &struct {
+			At *string `json:"at"`
+		}{&e.At}); err != nil {
+			return nil, err
+		}
+		if e.At != "" {
+			out.Time, err = e.when()
+		}
+		return out, err
+	}
+	strict, err := json.UnmarshalStrict(data, &e)
+	if err = errors.Join(append(strict, err)...); err != nil {
+		return nil, err
+	}
+	return e.build()
+}
+
+func (e *Event) when() (time.Time, error) {
+	if e.At == "" {
+		if e.Time.IsZero() {
+			return epoch, nil
+		}
+		return e.Time, nil
+	}
+	if !e.Time.IsZero() {
+		return epoch, fmt.Errorf("at: stands beside time; only one of them is allowed")
+	}
+	d, err := time.ParseDuration(e.At)
+	if err != nil || d < 0 {
+		return epoch, fmt.Errorf("at: %.64q is no length of time like 90s or 2h", e.At)
+	}
+	return epoch.Add(d), nil
+}
+
 func (e *Event) build() (*event.Event, error) {
 	kind, ok := event.KindByName(e.Kind)
 	if !ok {
@@ -158,14 +207,15 @@ func (e *Event) build() (*event.Event, error) {
 		}
 		p.PPID = p.Parent.PID
 	}
-	out := &event.Event{Kind: kind, Time: e.Time, Process: p, Synthetic: e.Synthetic, PrevName: e.FromName, HasPrev: e.FromName != "",
+	when, err := e.when()
+	if err != nil {
+		return nil, err
+	}
+	out := &event.Event{Kind: kind, Time: when, Process: p, Synthetic: e.Synthetic, PrevName: e.FromName, HasPrev: e.FromName != "",
 		Status:   uint32(e.Exit.Code)<<8 | uint32(e.Exit.Signal),
 		Duration: time.Duration(e.Exit.DurationMs) * time.Millisecond}
 	if e.Exit.CoreDumped {
 		out.Status |= 0x80
-	}
-	if out.Time.IsZero() {
-		out.Time = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	}
 	if e.From != nil {
 		out.Before, out.HasBefore = e.From.build(), true
@@ -184,12 +234,11 @@ func (e *Event) workload() (*event.Workload, error) {
 	if e.Container != "" || e.Image != "" || e.Pod != nil {
 		w.Place = event.PlaceContainer
 	}
-	switch e.Place {
-	case "":
-	case "host", "container", "unknown":
-		w.Place = map[string]event.Place{"host": event.PlaceHost, "container": event.PlaceContainer, "unknown": event.PlaceUnknown}[e.Place]
-	default:
-		return nil, fmt.Errorf("place: %q is none of host, container, unknown", e.Place)
+	if e.Place != "" {
+		var ok bool
+		if w.Place, ok = places[e.Place]; !ok {
+			return nil, fmt.Errorf("place: %.64q is none of host, container, unknown", e.Place)
+		}
 	}
 	if p := e.Pod; p != nil {
 		if w.PodUID = p.UID; w.PodUID == "" {

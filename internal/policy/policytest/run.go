@@ -111,7 +111,7 @@ func (r *runner) run(c *Case) (failures []string) {
 	engine := policy.NewEngine(r.compiler, policy.Config{Node: "node-1", DryRun: collect})
 	engine.Swap(r.set)
 	for i := range c.Events {
-		ev, err := c.Events[i].build()
+		ev, err := parseEvent(c.Events[i])
 		if err != nil {
 			fail("events[%d]: %v", i, err)
 			continue
@@ -235,7 +235,7 @@ func Events(fsys fs.FS, name string) ([]*event.Event, error) {
 	var events []*event.Event
 	for _, c := range f.Cases {
 		for i := range c.Events {
-			ev, err := c.Events[i].build()
+			ev, err := parseEvent(c.Events[i])
 			if err != nil {
 				return nil, fmt.Errorf("%s: case %q: events[%d]: %w", name, c.Name, i, err)
 			}

@@ -46,6 +46,8 @@ func TestFailures(t *testing.T) {
 		{"suppressed as said", "  - name: c\n    events: [{kind: Exec, parent: {name: cron}}]\n    suppressed: [root]\n", ""},
 		{"dry run", "  - name: c\n    events: [{kind: Exit, exit: {signal: 11}}]\n    expect: [{rule: crash, mode: DryRun}]\n", ""},
 		{"bad kind", "  - name: c\n    events: [{kind: Exce}]\n", `events[0]: kind: there is no kind "Exce"`},
+		{"bad type", "  - name: c\n    events: [{kind: 7}]\n", `events[0]: json: cannot unmarshal number into Go struct field Event.kind of type string`},
+		{"unknown field", "  - name: c\n    events: [{kind: Exec, proces: {}}]\n", `events[0]: unknown field "proces"`},
 		{"bad fact", "  - name: c\n    events: [{kind: Exec, process: {missing: [exee]}}]\n", `events[0]: process: missing: there is no fact "exee"`},
 		{"bad place", "  - name: c\n    events: [{kind: Exec, place: moon}]\n", `events[0]: place: "moon" is none of host, container, unknown`},
 	} {
@@ -89,12 +91,11 @@ func TestCannotRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		"policies: [nope.yaml]\ncases:\n" + root:             "p.test.yaml: policies: open nope.yaml: file does not exist",
-		"policies: [p.yaml]\ncases: [{nmae: x}]\n":           `unknown field "cases[0].nmae"`,
-		"policies: [p.yaml]\n":                               "p.test.yaml: policies and cases must be given",
-		"policies: [p.test.yaml]\ncases:\n" + root:           "p.test.yaml:1: kind: is missing",
-		"policies: [p.yaml, p.yaml]\ncases:\n" + root:        "is the name of a policy in p.yaml as well",
-		"policies: [p.yaml]\ncases: [{events: [{kind: 7}]}]": "cannot unmarshal number",
+		"policies: [nope.yaml]\ncases:\n" + root:      "p.test.yaml: policies: open nope.yaml: file does not exist",
+		"policies: [p.yaml]\ncases: [{nmae: x}]\n":    `unknown field "cases[0].nmae"`,
+		"policies: [p.yaml]\n":                        "p.test.yaml: policies and cases must be given",
+		"policies: [p.test.yaml]\ncases:\n" + root:    "p.test.yaml:1: kind: is missing",
+		"policies: [p.yaml, p.yaml]\ncases:\n" + root: "is the name of a policy in p.yaml as well",
 	} {
 		fsys := fstest.MapFS{"p.yaml": {Data: []byte(rules)}, "p.test.yaml": {Data: []byte(text)}}
 		if _, err := Run(c, fsys, "p.test.yaml"); err == nil || !strings.Contains(err.Error(), want) {

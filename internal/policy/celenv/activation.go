@@ -15,26 +15,34 @@ type Activation struct {
 	env  *Env
 	node string
 	ev   *event.Event
-	vals []ref.Val // by slot; nil: not asked for yet
+
+	vals  []ref.Val // by slot; nil: not asked for yet
+	boxed []int32   // slots in vals that are not nil
 
 	scope *Scope
 	memo  []ref.Val // values of scope's variables; nil: not asked for yet
 
 	// placeholders makes missing text read "?", for messages.
 	placeholders bool
+
+	raw // what is read without CEL
 }
 
 // NewActivation makes an activation. node is the value of node.name; empty
 // when it is not known.
 func (e *Env) NewActivation(node string) *Activation {
-	return &Activation{env: e, node: node, vals: make([]ref.Val, len(e.vars))}
+	return &Activation{env: e, node: node, vals: make([]ref.Val, len(e.vars)), raw: newRaw(e)}
 }
 
 // Reset turns to another event. The activation reads it until the next Reset,
 // and keeps nothing of the one before.
 func (a *Activation) Reset(ev *event.Event) {
 	a.ev = ev
-	clear(a.vals)
+	for _, slot := range a.boxed {
+		a.vals[slot] = nil
+	}
+	a.boxed = a.boxed[:0]
+	a.raw.reset()
 	a.forget()
 }
 
@@ -67,9 +75,9 @@ func (a *Activation) Parent() cel.Activation { return nil }
 
 // ResolveName implements cel.Activation.
 func (a *Activation) ResolveName(name string) (any, bool) {
-	if slot, ok := a.env.slots[name]; ok {
+	if slot, ok := a.scope.slots[name]; ok {
 		v := a.value(slot)
-		if a.placeholders && v == missing && a.env.vars[slot].celType == cel.StringType {
+		if a.placeholders && v == missing && a.env.vars[slot].typ == cel.StringType {
 			return placeholder, true
 		}
 		return v, true
@@ -91,8 +99,9 @@ func (a *Activation) value(slot int) ref.Val {
 	if v := a.vals[slot]; v != nil {
 		return v
 	}
-	v := a.env.vars[slot].get(a)
+	v := a.env.vars[slot].box(a)
 	a.vals[slot] = v
+	a.boxed = append(a.boxed, int32(slot))
 	return v
 }
 

@@ -339,6 +339,8 @@ func (w *walker) name(e ast.Expr) {
 	case has:
 		w.problem(e, "a fact that is missing makes the rule undecided by itself",
 			"has() asks for a key of a map, and %s is not in one", full)
+	case w.scope.env.slots[full] != 0:
+		w.problem(e, "it is about the node and other tenants", "%s is not known to a policy in a namespace", full)
 	case root == "lists" || root == "variables":
 		w.problem(e, Meant(full, w.scope.candidates()), "the policy has no %s", full)
 	default:

@@ -24,7 +24,9 @@ type Env struct {
 	cel   *cel.Env
 	vars  []Variable
 	slots map[string]int // index in vars by name
-	funcs map[string]bool
+	// tenantSlots is the same for tenants, who see less under some names.
+	tenantSlots map[string]int
+	funcs       map[string]bool
 }
 
 // New makes the language.
@@ -33,7 +35,7 @@ func New() (*Env, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rule language: %w", err)
 	}
-	e := &Env{vars: variables(), slots: make(map[string]int), funcs: make(map[string]bool)}
+	e := &Env{vars: variables(), slots: make(map[string]int), tenantSlots: make(map[string]int), funcs: make(map[string]bool)}
 	opts := []cel.EnvOption{
 		cel.CustomTypeAdapter(registry),
 		cel.CustomTypeProvider(provider{registry}),
@@ -50,8 +52,14 @@ func New() (*Env, error) {
 		cel.DefaultUTCTimeZone(true),
 	}
 	for i, v := range e.vars {
+		if !hidden(v.Name) {
+			e.tenantSlots[v.Name] = i // those of tenants come last
+		}
+		if v.tenant {
+			continue
+		}
 		e.slots[v.Name] = i
-		opts = append(opts, cel.Variable(v.Name, v.celType))
+		opts = append(opts, cel.Variable(v.Name, v.typ))
 	}
 	for _, f := range functions {
 		e.funcs[f.Name] = true
@@ -66,7 +74,9 @@ func New() (*Env, error) {
 }
 
 // Variables lists the variables, in the order of the reference page.
-func (e *Env) Variables() []Variable { return slices.Clone(e.vars) }
+func (e *Env) Variables() []Variable {
+	return slices.DeleteFunc(slices.Clone(e.vars), func(v Variable) bool { return v.tenant })
+}
 
 // Functions lists the functions and operators.
 func (e *Env) Functions() []Function {
@@ -83,6 +93,7 @@ func (e *Env) Functions() []Function {
 // It is immutable once nothing is added any more.
 type Scope struct {
 	env       *Env
+	slots     map[string]int // of the event's variables, by name
 	cel       *cel.Env
 	names     map[string]scoped // "lists.NAME", "variables.NAME"
 	variables []*Expr
@@ -95,8 +106,18 @@ type scoped struct {
 }
 
 // NewScope makes a scope with the lists, given by name.
-func (e *Env) NewScope(lists map[string][]string) (*Scope, error) {
-	s := &Scope{env: e, names: make(map[string]scoped, len(lists))}
+func (e *Env) NewScope(lists map[string][]string) (*Scope, error) { return e.newScope(lists, e.slots) }
+
+// NewTenantScope makes a scope for the policies of a tenant, who sees the
+// processes of the pod alone: parent, grandparent and target are missing where
+// they are outside it, ancestors end with its first process, and there is no
+// node.
+func (e *Env) NewTenantScope(lists map[string][]string) (*Scope, error) {
+	return e.newScope(lists, e.tenantSlots)
+}
+
+func (e *Env) newScope(lists map[string][]string, slots map[string]int) (*Scope, error) {
+	s := &Scope{env: e, slots: slots, names: make(map[string]scoped, len(lists))}
 	var opts []cel.EnvOption
 	for name, values := range lists {
 		clean := make([]string, len(values))
@@ -139,7 +160,7 @@ func (s *Scope) Message(src string) (*Expr, error) { return s.compile(src, cel.S
 
 // known says whether name is a variable, and the slot of those of the event.
 func (s *Scope) known(name string) (slot int, sc *scoped, ok bool) {
-	if i, ok := s.env.slots[name]; ok {
+	if i, ok := s.slots[name]; ok {
 		return i, nil, true
 	}
 	if n, ok := s.names[name]; ok {
@@ -150,9 +171,9 @@ func (s *Scope) known(name string) (slot int, sc *scoped, ok bool) {
 
 // candidates are the names a mistyped one may have meant.
 func (s *Scope) candidates() []string {
-	names := make([]string, 0, len(s.env.vars)+len(s.names))
-	for _, v := range s.env.vars {
-		names = append(names, v.Name)
+	names := make([]string, 0, len(s.slots)+len(s.names))
+	for n := range s.slots {
+		names = append(names, n)
 	}
 	for n := range s.names {
 		names = append(names, n)

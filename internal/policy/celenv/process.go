@@ -19,26 +19,70 @@ var processType = cel.ObjectType(processTypeName)
 // maxAncestors bounds the list: a fork bomb's lineage is as deep as it likes.
 const maxAncestors = 32
 
-// ancestors lists p's ancestors. Where the line breaks off before the first
-// process there may be more, of which nothing is known: an element that has
-// every field missing says so, and makes exists() and all() undecided.
-func ancestors(p *event.Process) ref.Val {
-	var list []ref.Val
+// A view says how far an expression sees.
+type view uint8
+
+const (
+	viewAll    view = iota
+	viewTenant      // the processes of its own pod
+	numViews
+)
+
+// tenantSees says whether a tenant whose process is p may look at q: it runs
+// in the same container or pod. known is false when that cannot be told. What
+// the kernel recorded of the cgroup tells it, which no process can forge
+// without the right to move itself to another cgroup.
+func tenantSees(p, q *event.Process) (sees, known bool) {
+	if q == nil || p.Workload == nil || q.Workload == nil {
+		return false, false
+	}
+	a, b := p.Workload, q.Workload
+	if a.Place == event.PlaceUnknown || b.Place == event.PlaceUnknown {
+		return false, false
+	}
+	same := a.ContainerID != "" && a.ContainerID == b.ContainerID || a.PodUID != "" && a.PodUID == b.PodUID
+	return a.Place == event.PlaceContainer && b.Place == event.PlaceContainer && same, true
+}
+
+// appendAncestors appends p's ancestors to list. Where the line breaks off
+// before the first process there may be more, of which nothing is known: a nil
+// element, of which every field is missing, says so, and makes exists() and
+// all() undecided. A tenant's line ends with the first process of the pod.
+func appendAncestors(list []*event.Process, p *event.Process, v view) []*event.Process {
+	self := p
 	for {
 		if p.Parent == nil {
 			if !p.Has(event.FieldParent) || p.PPID != 0 {
-				list = append(list, &process{})
+				list = append(list, nil)
 			}
-			break
+			return list
 		}
 		if len(list) == maxAncestors {
-			list = append(list, &process{})
-			break
+			return append(list, nil)
 		}
 		p = p.Parent
-		list = append(list, &process{p})
+		if v == viewTenant {
+			sees, known := tenantSees(self, p)
+			if !known {
+				return append(list, nil)
+			}
+			if !sees {
+				return list
+			}
+		}
+		list = append(list, p)
 	}
-	return types.NewRefValList(types.DefaultTypeAdapter, list)
+}
+
+func ancestorsOf(v view) fact[*Activation] {
+	return other(cel.ListType(processType), func(a *Activation) ref.Val {
+		chain := a.ancestors(v)
+		list := make([]ref.Val, len(chain))
+		for i, p := range chain {
+			list[i] = &process{p}
+		}
+		return types.NewRefValList(types.DefaultTypeAdapter, list)
+	})
 }
 
 // A process is an element of ancestors, as CEL sees it. Without p every field
@@ -47,7 +91,7 @@ type process struct{ p *event.Process }
 
 func (v *process) field(name string) ref.Val {
 	if f := relatedField(name); f != nil {
-		return f.value(v.p)
+		return f.box(v.p)
 	}
 	return types.NewErr("no such field %q", name)
 }
@@ -140,14 +184,14 @@ func (p provider) FindStructFieldType(name, field string) (*types.FieldType, boo
 		Type: f.typ,
 		IsSet: func(v any) bool {
 			e, ok := v.(*process)
-			return ok && !types.IsUnknown(f.value(e.p))
+			return ok && !types.IsUnknown(f.box(e.p))
 		},
 		GetFrom: func(v any) (any, error) {
 			e, ok := v.(*process)
 			if !ok {
 				return nil, fmt.Errorf("%T is not a process", v)
 			}
-			return f.value(e.p), nil
+			return f.box(e.p), nil
 		},
 	}, true
 }

@@ -10,7 +10,7 @@ func (e *Env) Reference() []byte {
 	var b strings.Builder
 	b.WriteString(introduction)
 	section := ""
-	for _, v := range e.vars {
+	for _, v := range e.Variables() {
 		root, _, _ := strings.Cut(v.Name, ".")
 		if root != section {
 			section = root

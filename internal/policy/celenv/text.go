@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -26,27 +27,44 @@ const cutMark = " … "
 // valid makes s valid UTF-8. Names and arguments are bytes a process chose.
 func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
-// clip keeps head and tail of what is longer than MaxText.
-func clip(s string) string {
-	if len(s) <= MaxText {
-		return s
+// clean makes raw what an expression sees: valid UTF-8, and head and tail of
+// what is longer than MaxText.
+func clean(raw string) string {
+	if len(raw) <= MaxText && utf8.ValidString(raw) {
+		return raw
 	}
-	return s[:MaxText/2] + cutMark + s[len(s)-MaxText/2:]
+	if len(raw) > MaxText {
+		raw = raw[:MaxText/2] + cutMark + raw[len(raw)-MaxText/2:]
+	}
+	raw = valid(raw)
+	if len(raw) > MaxText+len(cutMark) { // a bad byte became three
+		raw = cut(raw, MaxText)
+	}
+	return raw
 }
+
+// appendClean appends what clean makes of raw.
+func appendClean(dst []byte, raw string) []byte { return append(dst, clean(raw)...) }
 
 func firstArg(cmdline string) string {
 	arg, _, _ := strings.Cut(cmdline, "\x00")
 	return arg
 }
 
-// joinArgs makes one text of an argv. The NUL that ends the last argument
-// ends it here as well.
+// unended drops the NUL that ends the last argument.
+func unended(cmdline string) string { return strings.TrimSuffix(cmdline, "\x00") }
+
+// joinArgs makes one text of an argv.
 func joinArgs(cmdline string) string {
-	return strings.ReplaceAll(clip(strings.TrimSuffix(cmdline, "\x00")), "\x00", " ")
+	return strings.ReplaceAll(clean(unended(cmdline)), "\x00", " ")
 }
 
+// argsTooLong says whether the text or the list of an argv leaves something
+// out.
 func argsTooLong(cmdline string) bool {
-	return len(cmdline) > MaxText+1 || strings.Count(cmdline, "\x00") > maxArgs
+	s := unended(cmdline)
+	return len(s) > MaxText || strings.Count(s, "\x00") >= maxArgs ||
+		len(s) > MaxText/3 && !utf8.ValidString(s) && len(valid(s)) > MaxText+len(cutMark)
 }
 
 // splitArgs makes a list of an argv, of at most maxArgs elements.
@@ -54,12 +72,9 @@ func splitArgs(cmdline string) []string {
 	if cmdline == "" {
 		return nil
 	}
-	args := strings.Split(clip(strings.TrimSuffix(cmdline, "\x00")), "\x00")
+	args := strings.Split(clean(unended(cmdline)), "\x00")
 	if len(args) > maxArgs {
 		args = append(args[:maxArgs/2], args[len(args)-maxArgs/2:]...)
-	}
-	for i, a := range args {
-		args[i] = valid(a)
 	}
 	return args
 }
@@ -71,12 +86,13 @@ func script(p *event.Process) string {
 	if p.File == "" || path.Base(p.File) == path.Base(p.Exe) {
 		return ""
 	}
-	args := strings.SplitN(p.Cmdline, "\x00", 4)
-	if !strings.Contains(args[0], "/") {
+	interpreter, rest, _ := strings.Cut(p.Cmdline, "\x00")
+	if !strings.Contains(interpreter, "/") {
 		return ""
 	}
-	for _, a := range args[1:min(3, len(args))] {
-		if a == p.File {
+	for range 2 {
+		var arg string
+		if arg, rest, _ = strings.Cut(rest, "\x00"); arg == p.File {
 			return p.File
 		}
 	}

@@ -15,8 +15,8 @@ type Variable struct {
 	Kinds event.Kinds // kinds of event that fill it; 0 all
 	Doc   string      // meaning, unit, when it is missing
 
-	celType *cel.Type
-	get     func(*Activation) ref.Val // never nil; missing when the fact is not known
+	fact[*Activation]
+	tenant bool // another view of a variable of the same name; see NewTenantScope
 }
 
 // FilledBy says whether events of kind k can fill the variable.
@@ -26,129 +26,107 @@ func (v *Variable) FilledBy(k event.Kind) bool { return v.Kinds == 0 || v.Kinds.
 // facts were missing is told by the variables an expression uses.
 var missing ref.Val = types.NewUnknown(0, types.NewAttributeTrail("missing"))
 
-func text(s string) ref.Val { return types.String(valid(s)) }
-
-func truth(b bool) ref.Val { return types.Bool(b) }
-
-func number[T ~int32 | ~uint32 | ~int](n T) ref.Val { return types.Int(n) }
-
 // A procField is a fact about a process. It becomes process.NAME and, where
 // related is set, also parent.NAME, grandparent.NAME, target.NAME and a field
 // of the elements of ancestors.
 type procField struct {
 	name    string
-	typ     *cel.Type
 	need    event.Field // missing without it
 	related bool
 	doc     string
-	get     func(*event.Process) ref.Val
+	fact[*event.Process]
 }
 
 // always stands for need of the one fact every process has.
 const always = event.NumFields
 
-func (f *procField) value(p *event.Process) ref.Val {
-	if p == nil || f.need != always && !p.Has(f.need) {
+// has says whether the fact may be read off p.
+func (f *procField) has(p *event.Process) bool {
+	return p != nil && (f.need == always || p.Has(f.need))
+}
+
+// box is the fact as a CEL value, missing when p is nil or does not have it.
+func (f *procField) box(p *event.Process) ref.Val {
+	if !f.has(p) {
 		return missing
 	}
-	return f.get(p)
+	return f.fact.box(p)
 }
 
 var procFields = []procField{
-	{"pid", cel.IntType, always, true, "Process id, as the host sees it.",
-		func(p *event.Process) ref.Val { return number(p.PID) }},
-	{"ppid", cel.IntType, event.FieldParent, false, "Process id of the parent, as the host sees it.",
-		func(p *event.Process) ref.Val { return number(p.PPID) }},
-	{"exe", cel.StringType, event.FieldExe, true, "Path of the program file, links resolved, as seen in the file's own mount namespace: `/usr/bin/dash`, not `/bin/sh`. For busybox and the like it is the one file behind all names.",
-		func(p *event.Process) ref.Val { return text(clip(p.Exe)) }},
-	{"name", cel.StringType, event.FieldName, true, "Task name (comm), at most 15 bytes: usually the last part of the name the program was started by. A process may set it to anything.",
-		func(p *event.Process) ref.Val { return text(clip(p.Name)) }},
-	{"file", cel.StringType, event.FieldFile, true, "Name handed to execve, as the caller wrote it: the script of a script, the link of a link.",
-		func(p *event.Process) ref.Val { return text(clip(p.File)) }},
-	{"argv0", cel.StringType, event.FieldArgs, true, "First argument: the name the program was told it has. The caller may set it to anything.",
-		func(p *event.Process) ref.Val { return text(clip(firstArg(p.Cmdline))) }},
-	{"args", cel.ListType(cel.StringType), event.FieldArgs, true, "All arguments, the first included. At most 512: the first and the last 256.",
-		func(p *event.Process) ref.Val { return newList(splitArgs(p.Cmdline)) }},
-	{"cmdline", cel.StringType, event.FieldArgs, true, "All arguments, joined by one space. Beyond 8 KiB the middle is left out, see truncated.",
-		func(p *event.Process) ref.Val { return text(joinArgs(p.Cmdline)) }},
-	{"cwd", cel.StringType, event.FieldCwd, true, "Working directory.",
-		func(p *event.Process) ref.Val { return text(clip(p.Cwd)) }},
-	{"uid", cel.IntType, event.FieldIDs, true, "Real user id, as the host sees it: root in a user namespace is not 0.",
-		func(p *event.Process) ref.Val { return number(p.UID) }},
-	{"euid", cel.IntType, event.FieldIDs, true, "Effective user id.",
-		func(p *event.Process) ref.Val { return number(p.EUID) }},
-	{"suid", cel.IntType, event.FieldIDs, true, "Saved user id.",
-		func(p *event.Process) ref.Val { return number(p.SUID) }},
-	{"gid", cel.IntType, event.FieldIDs, true, "Real group id.",
-		func(p *event.Process) ref.Val { return number(p.GID) }},
-	{"egid", cel.IntType, event.FieldIDs, true, "Effective group id.",
-		func(p *event.Process) ref.Val { return number(p.EGID) }},
-	{"loginuid", cel.IntType, event.FieldLogin, true, "User id of the login this process comes from; 4294967295 when from none.",
-		func(p *event.Process) ref.Val { return number(p.LoginUID) }},
-	{"sessionId", cel.IntType, event.FieldSession, false, "Session id (setsid(2)).",
-		func(p *event.Process) ref.Val { return number(p.SID) }},
-	{"tty", cel.IntType, event.FieldSession, true, "Controlling terminal: its index + 1, or 0 for none.",
-		func(p *event.Process) ref.Val { return number(p.TTY) }},
-	{"capabilities", cel.ListType(cel.StringType), event.FieldCaps, false, "Effective capabilities by name: `'CAP_SYS_ADMIN' in process.capabilities`.",
-		func(p *event.Process) ref.Val { return capNames(p.CapEffective) }},
-	{"exeUpperLayer", cel.BoolType, event.FieldExe, true, "The program file is not from the container's image: it lies in the upper layer of the overlay.",
-		func(p *event.Process) ref.Val {
-			if !p.Marks.Has(event.MarkUpperKnown) {
-				return missing
-			}
-			return truth(p.Marks.Has(event.MarkUpper))
-		}},
-	{"exeMemfd", cel.BoolType, event.FieldExe, true, "The program is an anonymous file in memory (memfd_create).",
-		func(p *event.Process) ref.Val { return truth(p.Marks.Has(event.MarkMemfd)) }},
-	{"exeDeleted", cel.BoolType, event.FieldExe, true, "The program file had no name any more when it was started.",
-		func(p *event.Process) ref.Val { return truth(p.Marks.Has(event.MarkDeleted)) }},
-	{"exeForeign", cel.BoolType, event.FieldExe, false, "The program file comes from another mount namespace. Missing unless the kernel recorded it.",
+	{"pid", always, true, "Process id, as the host sees it.",
+		num(func(p *event.Process) int64 { return int64(p.PID) })},
+	{"ppid", event.FieldParent, false, "Process id of the parent, as the host sees it.",
+		num(func(p *event.Process) int64 { return int64(p.PPID) })},
+	{"exe", event.FieldExe, true, "Path of the program file, links resolved, as seen in the file's own mount namespace: `/usr/bin/dash`, not `/bin/sh`. For busybox and the like it is the one file behind all names.",
+		str(func(p *event.Process) string { return p.Exe })},
+	{"name", event.FieldName, true, "Task name (comm), at most 15 bytes: usually the last part of the name the program was started by. A process may set it to anything.",
+		str(func(p *event.Process) string { return p.Name })},
+	{"file", event.FieldFile, true, "Name handed to execve, as the caller wrote it: the script of a script, the link of a link.",
+		str(func(p *event.Process) string { return p.File })},
+	{"argv0", event.FieldArgs, true, "First argument: the name the program was told it has. The caller may set it to anything.",
+		str(func(p *event.Process) string { return firstArg(p.Cmdline) })},
+	{"args", event.FieldArgs, true, "All arguments, the first included. At most 512: the first and the last 256.",
+		argv(func(p *event.Process) string { return p.Cmdline })},
+	{"cmdline", event.FieldArgs, true, "All arguments, joined by one space. Beyond 8 KiB the middle is left out, see truncated.",
+		joined(func(p *event.Process) string { return p.Cmdline })},
+	{"cwd", event.FieldCwd, true, "Working directory.",
+		str(func(p *event.Process) string { return p.Cwd })},
+	{"uid", event.FieldIDs, true, "Real user id, as the host sees it: root in a user namespace is not 0.",
+		num(func(p *event.Process) int64 { return int64(p.UID) })},
+	{"euid", event.FieldIDs, true, "Effective user id.",
+		num(func(p *event.Process) int64 { return int64(p.EUID) })},
+	{"suid", event.FieldIDs, true, "Saved user id.",
+		num(func(p *event.Process) int64 { return int64(p.SUID) })},
+	{"gid", event.FieldIDs, true, "Real group id.",
+		num(func(p *event.Process) int64 { return int64(p.GID) })},
+	{"egid", event.FieldIDs, true, "Effective group id.",
+		num(func(p *event.Process) int64 { return int64(p.EGID) })},
+	{"loginuid", event.FieldLogin, true, "User id of the login this process comes from; 4294967295 when from none.",
+		num(func(p *event.Process) int64 { return int64(p.LoginUID) })},
+	{"sessionId", event.FieldSession, false, "Session id (setsid(2)).",
+		num(func(p *event.Process) int64 { return int64(p.SID) })},
+	{"tty", event.FieldSession, true, "Controlling terminal: its index + 1, or 0 for none.",
+		num(func(p *event.Process) int64 { return int64(p.TTY) })},
+	{"capabilities", event.FieldCaps, false, "Effective capabilities by name: `'CAP_SYS_ADMIN' in process.capabilities`.",
+		caps(func(p *event.Process) uint64 { return p.CapEffective })},
+	{"exeUpperLayer", event.FieldExe, true, "The program file is not from the container's image: it lies in the upper layer of the overlay.",
+		yesIf(func(p *event.Process) (yes, known bool) {
+			return p.Marks.Has(event.MarkUpper), p.Marks.Has(event.MarkUpperKnown)
+		})},
+	{"exeMemfd", event.FieldExe, true, "The program is an anonymous file in memory (memfd_create).",
+		yes(func(p *event.Process) bool { return p.Marks.Has(event.MarkMemfd) })},
+	{"exeDeleted", event.FieldExe, true, "The program file had no name any more when it was started.",
+		yes(func(p *event.Process) bool { return p.Marks.Has(event.MarkDeleted) })},
+	{"exeForeign", event.FieldExe, false, "The program file comes from another mount namespace. Missing unless the kernel recorded it.",
 		recordedMark(event.MarkForeign)},
-	{"exeOutsideRoot", cel.BoolType, event.FieldExe, false, "The program file is not below the process's root directory. Missing unless the kernel recorded it.",
+	{"exeOutsideRoot", event.FieldExe, false, "The program file is not below the process's root directory. Missing unless the kernel recorded it.",
 		recordedMark(event.MarkOutsideRoot)},
-	{"exeDetached", cel.BoolType, event.FieldExe, false, "The program file is on a mount that is in no mount namespace. Missing unless the kernel recorded it.",
+	{"exeDetached", event.FieldExe, false, "The program file is on a mount that is in no mount namespace. Missing unless the kernel recorded it.",
 		recordedMark(event.MarkDetached)},
-	{"exeSetuid", cel.BoolType, event.FieldExeFile, true, "The program file has the set-user-id bit.",
-		func(p *event.Process) ref.Val { return truth(p.ExeFile.Mode&0o4000 != 0) }},
-	{"script", cel.StringType, event.FieldFile, false, "The script, when the program is the interpreter of its `#!` line; empty otherwise. Concluded from file, args and exe.",
-		func(p *event.Process) ref.Val {
-			if !p.Has(event.FieldArgs) || !p.Has(event.FieldExe) {
-				return missing
-			}
-			return text(clip(script(p)))
-		}},
-	{"isInit", cel.BoolType, event.FieldNS, true, "It is process 1 of its pid namespace: in a container, its first process.",
-		func(p *event.Process) ref.Val {
-			if p.InnerPID == 0 {
-				return missing
-			}
-			return truth(p.InnerPID == 1)
-		}},
-	{"innerPid", cel.IntType, event.FieldNS, true, "Process id inside its own pid namespace. Equal to pid for a process in the host's: no container's process but one with hostPID can make it so.",
-		func(p *event.Process) ref.Val {
-			if p.InnerPID == 0 {
-				return missing
-			}
-			return number(p.InnerPID)
-		}},
-	{"truncated", cel.BoolType, event.FieldArgs, false, "args and cmdline leave something out: the arguments are longer than what could be kept. Padding is a way to hide.",
-		func(p *event.Process) ref.Val { return truth(p.ArgsCut() || argsTooLong(p.Cmdline)) }},
-	{"noNewPrivs", cel.BoolType, event.FieldNNP, false, "It can gain no privileges by running set-user-id programs (no_new_privs).",
-		func(p *event.Process) ref.Val { return truth(p.NoNewPrivs) }},
+	{"exeSetuid", event.FieldExeFile, true, "The program file has the set-user-id bit.",
+		yes(func(p *event.Process) bool { return p.ExeFile.Mode&0o4000 != 0 })},
+	{"script", event.FieldFile, false, "The script, when the program is the interpreter of its `#!` line; empty otherwise. Concluded from file, args and exe.",
+		strIf(func(p *event.Process) (string, bool) {
+			return script(p), p.Has(event.FieldArgs) && p.Has(event.FieldExe)
+		})},
+	{"isInit", event.FieldNS, true, "It is process 1 of its pid namespace: in a container, its first process.",
+		yesIf(func(p *event.Process) (yes, known bool) { return p.InnerPID == 1, p.InnerPID != 0 })},
+	{"innerPid", event.FieldNS, true, "Process id inside its own pid namespace. Equal to pid for a process in the host's: no container's process but one with hostPID can make it so.",
+		numIf(func(p *event.Process) (int64, bool) { return int64(p.InnerPID), p.InnerPID != 0 })},
+	{"truncated", event.FieldArgs, false, "args and cmdline leave something out: the arguments are longer than what could be kept. Padding is a way to hide.",
+		yes(func(p *event.Process) bool { return p.ArgsCut() || argsTooLong(p.Cmdline) })},
+	{"noNewPrivs", event.FieldNNP, false, "It can gain no privileges by running set-user-id programs (no_new_privs).",
+		yes(func(p *event.Process) bool { return p.NoNewPrivs })},
 }
 
 // recordedMark is a mark that only the kernel's own record can deny: a look
 // into /proc does not see it, so there its absence means nothing.
-func recordedMark(m event.Marks) func(*event.Process) ref.Val {
-	return func(p *event.Process) ref.Val {
-		if p.Marks.Has(m) {
-			return types.True
-		}
-		if p.Sources[event.FieldExe] != event.SourceRecord {
-			return missing
-		}
-		return types.False
-	}
+func recordedMark(m event.Marks) fact[*event.Process] {
+	return yesIf(func(p *event.Process) (yes, known bool) {
+		yes = p.Marks.Has(m)
+		return yes, yes || p.Sources[event.FieldExe] == event.SourceRecord
+	})
 }
 
 var (
@@ -162,79 +140,68 @@ var (
 
 // eventVars are the variables that are not facts about one process.
 var eventVars = []Variable{
-	{"event.kind", "string", 0, "Kind of the event, as in the rule's events: `Exec`.",
-		cel.StringType, func(a *Activation) ref.Val { return types.String(a.ev.Kind.String()) }},
-	{"event.time", "timestamp", 0, "Wall-clock time of the event.",
-		cel.TimestampType, func(a *Activation) ref.Val { return types.Timestamp{Time: a.ev.Time} }},
-	{"event.synthetic", "bool", 0, "The event was not heard from the kernel but concluded from a scan after a loss.",
-		cel.BoolType, func(a *Activation) ref.Val { return truth(a.ev.Synthetic) }},
+	of("event.kind", 0, "Kind of the event, as in the rule's events: `Exec`.",
+		str(func(a *Activation) string { return a.ev.Kind.String() })),
+	of("event.time", 0, "Wall-clock time of the event.",
+		other(cel.TimestampType, func(a *Activation) ref.Val { return types.Timestamp{Time: a.ev.Time} })),
+	of("event.synthetic", 0, "The event was not heard from the kernel but concluded from a scan after a loss.",
+		yes(func(a *Activation) bool { return a.ev.Synthetic })),
 
-	{"ancestors", "list(process)", 0, "Parent, grandparent and so on, nearest first, at most 32. Elements have the fields marked as such below. Where the line breaks off, the last element has only missing fields: `ancestors.exists(a, a.name == 'sshd')` is then true or undecided, never false.",
-		cel.ListType(processType), func(a *Activation) ref.Val { return ancestors(a.ev.Process) }},
+	of("ancestors", 0, "Parent, grandparent and so on, nearest first, at most 32. Elements have the fields marked as such below. Where the line breaks off, the last element has only missing fields: `ancestors.exists(a, a.name == 'sshd')` is then true or undecided, never false.",
+		ancestorsOf(viewAll)),
 
-	{"change.from.uid", "int", idKinds, "Real user id before.", cel.IntType, before(func(i *event.IDs) uint32 { return i.UID })},
-	{"change.from.euid", "int", idKinds, "Effective user id before.", cel.IntType, before(func(i *event.IDs) uint32 { return i.EUID })},
-	{"change.from.suid", "int", idKinds, "Saved user id before. Who had 0 there could always go back to being root.", cel.IntType, before(func(i *event.IDs) uint32 { return i.SUID })},
-	{"change.from.gid", "int", idKinds, "Real group id before.", cel.IntType, before(func(i *event.IDs) uint32 { return i.GID })},
-	{"change.from.egid", "int", idKinds, "Effective group id before.", cel.IntType, before(func(i *event.IDs) uint32 { return i.EGID })},
-	{"change.to.uid", "int", uidKinds, "Real user id after.", cel.IntType,
-		after(func(r *event.Record) uint32 { return r.ID }, func(i *event.IDs) uint32 { return i.UID })},
-	{"change.to.euid", "int", uidKinds, "Effective user id after.", cel.IntType,
-		after(func(r *event.Record) uint32 { return r.EID }, func(i *event.IDs) uint32 { return i.EUID })},
-	{"change.to.gid", "int", gidKinds, "Real group id after.", cel.IntType,
-		after(func(r *event.Record) uint32 { return r.ID }, func(i *event.IDs) uint32 { return i.GID })},
-	{"change.to.egid", "int", gidKinds, "Effective group id after.", cel.IntType,
-		after(func(r *event.Record) uint32 { return r.EID }, func(i *event.IDs) uint32 { return i.EGID })},
-	{"change.from.name", "string", commKinds, "Task name before.", cel.StringType, func(a *Activation) ref.Val {
-		if !a.ev.HasPrev {
-			return missing
-		}
-		return text(clip(a.ev.PrevName))
-	}},
-	{"change.to.name", "string", commKinds, "Task name after.", cel.StringType, func(a *Activation) ref.Val {
-		if !a.ev.Process.Has(event.FieldName) {
-			return missing
-		}
-		return text(clip(a.ev.Process.Name))
-	}},
+	of("change.from.uid", idKinds, "Real user id before.", before(func(i *event.IDs) uint32 { return i.UID })),
+	of("change.from.euid", idKinds, "Effective user id before.", before(func(i *event.IDs) uint32 { return i.EUID })),
+	of("change.from.suid", idKinds, "Saved user id before. Who had 0 there could always go back to being root.", before(func(i *event.IDs) uint32 { return i.SUID })),
+	of("change.from.gid", idKinds, "Real group id before.", before(func(i *event.IDs) uint32 { return i.GID })),
+	of("change.from.egid", idKinds, "Effective group id before.", before(func(i *event.IDs) uint32 { return i.EGID })),
+	of("change.to.uid", uidKinds, "Real user id after.",
+		after(func(r *event.Record) uint32 { return r.ID }, func(i *event.IDs) uint32 { return i.UID })),
+	of("change.to.euid", uidKinds, "Effective user id after.",
+		after(func(r *event.Record) uint32 { return r.EID }, func(i *event.IDs) uint32 { return i.EUID })),
+	of("change.to.gid", gidKinds, "Real group id after.",
+		after(func(r *event.Record) uint32 { return r.ID }, func(i *event.IDs) uint32 { return i.GID })),
+	of("change.to.egid", gidKinds, "Effective group id after.",
+		after(func(r *event.Record) uint32 { return r.EID }, func(i *event.IDs) uint32 { return i.EGID })),
+	of("change.from.name", commKinds, "Task name before.",
+		strIf(func(a *Activation) (string, bool) { return a.ev.PrevName, a.ev.HasPrev })),
+	of("change.to.name", commKinds, "Task name after.",
+		strIf(func(a *Activation) (string, bool) { return a.ev.Process.Name, a.ev.Process.Has(event.FieldName) })),
 
-	{"exit.code", "int", exitKinds, "Exit code; 0 when a signal ended it, see exit.signal.", cel.IntType,
-		exit(func(s uint32) ref.Val { return number(event.ExitCode(s)) })},
-	{"exit.signal", "int", exitKinds, "Signal that ended it; 0 when it exited by itself.", cel.IntType,
-		exit(func(s uint32) ref.Val { return number(event.Signal(s)) })},
-	{"exit.coreDumped", "bool", exitKinds, "It left a core dump.", cel.BoolType,
-		exit(func(s uint32) ref.Val { return truth(event.DumpedCore(s)) })},
-	{"exit.durationMs", "int", exitKinds, "Wall time since its start, in milliseconds.", cel.IntType, func(a *Activation) ref.Val {
-		if a.ev.Duration <= 0 {
-			return missing
-		}
-		return types.Int(a.ev.Duration.Milliseconds())
-	}},
+	of("exit.code", exitKinds, "Exit code; 0 when a signal ended it, see exit.signal.",
+		numIf(func(a *Activation) (int64, bool) { return int64(event.ExitCode(a.ev.Status)), exited(a) })),
+	of("exit.signal", exitKinds, "Signal that ended it; 0 when it exited by itself.",
+		numIf(func(a *Activation) (int64, bool) { return int64(event.Signal(a.ev.Status)), exited(a) })),
+	of("exit.coreDumped", exitKinds, "It left a core dump.",
+		yesIf(func(a *Activation) (yes, known bool) { return event.DumpedCore(a.ev.Status), exited(a) })),
+	of("exit.durationMs", exitKinds, "Wall time since its start, in milliseconds.",
+		numIf(func(a *Activation) (int64, bool) { return a.ev.Duration.Milliseconds(), a.ev.Duration > 0 })),
 
-	{"container.id", "string", 0, "Id of the container; empty on the host.", cel.StringType,
-		container(func(w *event.Workload) string { return w.ContainerID })},
-	{"container.name", "string", 0, "Name of the container in its pod; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.", cel.StringType,
-		container(func(w *event.Workload) string { return w.ContainerName })},
-	{"container.image", "string", 0, "Image as the kubelet names it; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.", cel.StringType,
-		container(func(w *event.Workload) string { return w.Image })},
-	{"container.runtime", "string", 0, "docker, containerd, cri-o, podman, ...; empty on the host. Missing where the cgroup's path does not tell.", cel.StringType,
-		container(func(w *event.Workload) string { return w.Runtime })},
+	of("container.id", 0, "Id of the container; empty on the host.",
+		container(func(w *event.Workload) string { return w.ContainerID })),
+	of("container.name", 0, "Name of the container in its pod; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.",
+		container(func(w *event.Workload) string { return w.ContainerName })),
+	of("container.image", 0, "Image as the kubelet names it; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.",
+		container(func(w *event.Workload) string { return w.Image })),
+	of("container.runtime", 0, "docker, containerd, cri-o, podman, ...; empty on the host. Missing where the cgroup's path does not tell.",
+		container(func(w *event.Workload) string { return w.Runtime })),
 
-	{"pod.uid", "string", 0, "Uid of the pod, as the cgroup's path has it; empty outside pods.", cel.StringType, func(a *Activation) ref.Val {
-		w := a.ev.Process.Workload
-		if w == nil || w.Place == event.PlaceUnknown {
-			return missing
-		}
-		return text(w.PodUID)
-	}},
-	{"pod.name", "string", 0, "Name of the pod; empty outside pods. Missing until the kubelet told it, as are the others below.", cel.StringType,
-		pod(func(p *event.Pod) string { return p.Name })},
-	{"pod.namespace", "string", 0, "Namespace of the pod.", cel.StringType, pod(func(p *event.Pod) string { return p.Namespace })},
-	{"pod.serviceAccount", "string", 0, "Service account of the pod.", cel.StringType, pod(func(p *event.Pod) string { return p.ServiceAccount })},
-	{"pod.ownerKind", "string", 0, "Kind of the pod's controller: `ReplicaSet`.", cel.StringType, pod(func(p *event.Pod) string { return p.OwnerKind })},
-	{"pod.ownerName", "string", 0, "Name of the pod's controller.", cel.StringType, pod(func(p *event.Pod) string { return p.OwnerName })},
-	{"pod.labels", "map(string, string)", 0, "Labels of the pod. A key that is not there is an error: write `pod.labels[?'app'].orValue('')`.",
-		cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
+	of("pod.uid", 0, "Uid of the pod, as the cgroup's path has it; empty outside pods.",
+		strIf(func(a *Activation) (string, bool) {
+			w := a.ev.Process.Workload
+			if w == nil || w.Place == event.PlaceUnknown {
+				return "", false
+			}
+			return w.PodUID, true
+		})),
+	of("pod.name", 0, "Name of the pod; empty outside pods. Missing until the kubelet told it, as are the others below.",
+		pod(func(p *event.Pod) string { return p.Name })),
+	of("pod.namespace", 0, "Namespace of the pod.", pod(func(p *event.Pod) string { return p.Namespace })),
+	of("pod.serviceAccount", 0, "Service account of the pod.", pod(func(p *event.Pod) string { return p.ServiceAccount })),
+	of("pod.ownerKind", 0, "Kind of the pod's controller: `ReplicaSet`.", pod(func(p *event.Pod) string { return p.OwnerKind })),
+	of("pod.ownerName", 0, "Name of the pod's controller.", pod(func(p *event.Pod) string { return p.OwnerName })),
+	of("pod.labels", 0, "Labels of the pod. A key that is not there is an error: write `pod.labels[?'app'].orValue('')`.",
+		other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
 			p, known := podOf(a)
 			switch {
 			case !known:
@@ -243,64 +210,55 @@ var eventVars = []Variable{
 				return types.NewStringStringMap(types.DefaultTypeAdapter, nil)
 			}
 			return types.NewStringStringMap(types.DefaultTypeAdapter, p.Labels)
-		}},
+		})),
 
-	{"node.name", "string", 0, "Name of the node.", cel.StringType, func(a *Activation) ref.Val {
-		if a.node == "" {
-			return missing
-		}
-		return text(a.node)
-	}},
+	of("node.name", 0, "Name of the node.", strIf(func(a *Activation) (string, bool) { return a.node, a.node != "" })),
 }
 
-func before(id func(*event.IDs) uint32) func(*Activation) ref.Val {
-	return func(a *Activation) ref.Val {
-		if !a.ev.HasBefore {
-			return missing
-		}
-		return number(id(&a.ev.Before))
+// of makes a variable that is not a fact about one process.
+func of(name string, kinds event.Kinds, doc string, f fact[*Activation]) Variable {
+	return Variable{Name: name, Type: typeName(f.typ), Kinds: kinds, Doc: doc, fact: f}
+}
+
+// typeName is a type as the reference writes it.
+func typeName(t *cel.Type) string {
+	if t.IsExactType(cel.TimestampType) {
+		return "timestamp"
 	}
+	return t.String()
+}
+
+func before(id func(*event.IDs) uint32) fact[*Activation] {
+	return numIf(func(a *Activation) (int64, bool) { return int64(id(&a.ev.Before)), a.ev.HasBefore })
 }
 
 // after prefers what the kernel's message said: in a threaded program one
 // task's ids may have changed and the process's not yet.
-func after(rec func(*event.Record) uint32, id func(*event.IDs) uint32) func(*Activation) ref.Val {
-	return func(a *Activation) ref.Val {
+func after(rec func(*event.Record) uint32, id func(*event.IDs) uint32) fact[*Activation] {
+	return numIf(func(a *Activation) (int64, bool) {
 		if r := a.ev.Record; r != nil && r.Kind == a.ev.Kind {
-			return number(rec(r))
+			return int64(rec(r)), true
 		}
-		if !a.ev.Process.Has(event.FieldIDs) {
-			return missing
-		}
-		return number(id(&a.ev.Process.IDs))
-	}
+		return int64(id(&a.ev.Process.IDs)), a.ev.Process.Has(event.FieldIDs)
+	})
 }
 
-// exit values need the status the kernel sent; an exit concluded from a scan
-// has none.
-func exit(f func(uint32) ref.Val) func(*Activation) ref.Val {
-	return func(a *Activation) ref.Val {
-		if a.ev.Synthetic {
-			return missing
-		}
-		return f(a.ev.Status)
-	}
-}
+// exited says whether the event has the status the kernel sent; an exit
+// concluded from a scan has none.
+func exited(a *Activation) bool { return !a.ev.Synthetic }
 
-func container(f func(*event.Workload) string) func(*Activation) ref.Val {
-	return func(a *Activation) ref.Val {
+func container(f func(*event.Workload) string) fact[*Activation] {
+	return strIf(func(a *Activation) (string, bool) {
 		w := a.ev.Process.Workload
 		switch {
 		case w == nil || w.Place == event.PlaceUnknown:
-			return missing
+			return "", false
 		case w.Place == event.PlaceHost:
-			return types.String("")
+			return "", true
 		}
-		if s := f(w); s != "" {
-			return text(s)
-		}
-		return missing
-	}
+		s := f(w)
+		return s, s != ""
+	})
 }
 
 // podOf finds the pod: nil when there surely is none, known == false when
@@ -316,17 +274,14 @@ func podOf(a *Activation) (p *event.Pod, known bool) {
 	return nil, w.PodUID == ""
 }
 
-func pod(f func(*event.Pod) string) func(*Activation) ref.Val {
-	return func(a *Activation) ref.Val {
+func pod(f func(*event.Pod) string) fact[*Activation] {
+	return strIf(func(a *Activation) (string, bool) {
 		p, known := podOf(a)
-		switch {
-		case !known:
-			return missing
-		case p == nil:
-			return types.String("")
+		if p == nil {
+			return "", known
 		}
-		return text(f(p))
-	}
+		return f(p), true
+	})
 }
 
 // relations are the processes an expression can name, besides the one the
@@ -347,13 +302,18 @@ var relations = []struct {
 	{"target", ptraceKinds, "The process that is traced.", func(ev *event.Event) *event.Process { return ev.Target }},
 }
 
-// variables lists every variable, in the order of the reference page.
+// variables lists every variable, in the order of the reference page, and
+// after them what tenants see instead under some of the names.
 func variables() []Variable {
-	var out []Variable
+	var out, tenants []Variable
+	add := func(to *[]Variable, name string, kinds event.Kinds, f *procField, find func(*Activation) *event.Process) {
+		*to = append(*to, of(name+"."+f.name, kinds, f.doc, lift(f.fact, func(a *Activation) (*event.Process, bool) {
+			p := find(a)
+			return p, f.has(p)
+		})))
+	}
 	for i := range procFields {
-		f := &procFields[i]
-		out = append(out, Variable{"process." + f.name, f.typ.String(), 0, f.doc, f.typ,
-			func(a *Activation) ref.Val { return f.value(a.ev.Process) }})
+		add(&out, "process", 0, &procFields[i], func(a *Activation) *event.Process { return a.ev.Process })
 	}
 	for _, r := range relations {
 		for i := range procFields {
@@ -361,12 +321,25 @@ func variables() []Variable {
 			if !f.related {
 				continue
 			}
-			out = append(out, Variable{r.name + "." + f.name, f.typ.String(), r.kinds, f.doc, f.typ,
-				func(a *Activation) ref.Val { return f.value(r.find(a.ev)) }})
+			add(&out, r.name, r.kinds, f, func(a *Activation) *event.Process { return r.find(a.ev) })
+			add(&tenants, r.name, r.kinds, f, func(a *Activation) *event.Process {
+				p := r.find(a.ev)
+				if seen, _ := tenantSees(a.ev.Process, p); !seen {
+					return nil
+				}
+				return p
+			})
 		}
 	}
-	return append(out, eventVars...)
+	tenants = append(tenants, of("ancestors", 0, "", ancestorsOf(viewTenant)))
+	for i := range tenants {
+		tenants[i].tenant = true
+	}
+	return append(append(out, eventVars...), tenants...)
 }
+
+// hidden are the variables tenants do not have: the node is not theirs.
+func hidden(name string) bool { return name == "node.name" }
 
 // relatedField finds a field of the elements of ancestors.
 func relatedField(name string) *procField {

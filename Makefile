@@ -45,6 +45,18 @@ fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 lint: ## gofmt, vet, staticcheck, shell syntax
 	@hack/lint.sh
 
+.PHONY: cluster-up
+cluster-up: deps-e2e ## start a real one-node Kubernetes on this machine, as root (the first time builds it)
+	@go run ./test/e2e/clusterctl up
+
+.PHONY: cluster-down
+cluster-down: ## stop it and take back what it did to the machine
+	@go run ./test/e2e/clusterctl down
+
+.PHONY: deps-e2e
+deps-e2e: ## install what the test cluster needs from Debian
+	@hack/deps-e2e.sh
+
 .PHONY: vmtest
 vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10-amd64 ..."), as root
 	@hack/vmtest.sh $(KERNELS)

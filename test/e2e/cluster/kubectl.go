@@ -1,0 +1,287 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Env is the environment in which kubectl and helm speak to this cluster.
+func (c *Cluster) Env() []string {
+	return append(os.Environ(), "KUBECONFIG="+c.Kubeconfig, "PATH="+c.Bin+":"+os.Getenv("PATH"),
+		"KUBECACHEDIR="+filepath.Join(c.Dir, "kubectl"), "HELM_CACHE_HOME="+filepath.Join(c.Dir, "helm"),
+		"HELM_CONFIG_HOME="+filepath.Join(c.Dir, "helm"), "HELM_DATA_HOME="+filepath.Join(c.Dir, "helm"),
+		"CONTAINERD_ADDRESS="+c.socket(), "CONTAINERD_NAMESPACE=k8s.io")
+}
+
+// Command is a program with the cluster's environment.
+func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if p := filepath.Join(c.Bin, name); name == filepath.Base(name) {
+		if _, err := os.Stat(p); err == nil {
+			name = p
+		}
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = c.Env()
+	return cmd
+}
+
+// Output runs a command and gives its standard output; the error has what it
+// wrote to its standard error.
+func Output(cmd *exec.Cmd) (string, error) {
+	var diag bytes.Buffer
+	cmd.Stderr = &diag
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("%s %s: %w: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), err, tail(diag.Bytes(), 2000))
+	}
+	return string(out), nil
+}
+
+// Kubectl runs kubectl as the cluster's administrator.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return Output(c.Command(ctx, "kubectl", args...))
+}
+
+// Helm runs helm 3 as the cluster's administrator.
+func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
+	return Output(c.Command(ctx, "helm", args...))
+}
+
+// Do is Kubectl for tests: the test ends if it fails.
+func (c *Cluster) Do(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Apply applies manifests, and takes the objects away when the test is over.
+func (c *Cluster) Apply(t testing.TB, manifests string) {
+	t.Helper()
+	if err := c.ApplyErr(t.Context(), manifests); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd := c.Command(context.WithoutCancel(t.Context()), "kubectl", "delete", "--ignore-not-found", "--wait=true", "--grace-period=1", "-f", "-")
+		cmd.Stdin = strings.NewReader(manifests)
+		if _, err := Output(cmd); err != nil {
+			t.Errorf("take the objects away: %v", err)
+		}
+	})
+}
+
+// ApplyErr applies manifests; they stay.
+func (c *Cluster) ApplyErr(ctx context.Context, manifests string) error {
+	cmd := c.Command(ctx, "kubectl", "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifests)
+	_, err := Output(cmd)
+	return err
+}
+
+// Eventually asks until the answer is nil. The test ends with the last answer
+// if that takes longer than some minutes, which is for a loaded machine.
+func (c *Cluster) Eventually(t testing.TB, what string, ask func() error) {
+	t.Helper()
+	if err := poll(t.Context(), patience, ask); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// A Pod is what the API server says of one.
+type Pod struct {
+	Namespace, Name, UID, Node string
+	Ready                      bool
+	Restarts                   int
+	// ContainerIDs by container name, without the runtime's prefix.
+	ContainerIDs map[string]string
+}
+
+// Pods lists the pods of a namespace that have the labels of a selector; an
+// empty namespace means all, an empty selector any.
+func (c *Cluster) Pods(ctx context.Context, namespace, selector string) ([]Pod, error) {
+	args := []string{"get", "pods", "-o", "json"}
+	if namespace == "" {
+		args = append(args, "--all-namespaces")
+	} else {
+		args = append(args, "--namespace", namespace)
+	}
+	if selector != "" {
+		args = append(args, "--selector", selector)
+	}
+	out, err := c.Kubectl(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Items []struct {
+			Metadata struct{ Namespace, Name, UID, DeletionTimestamp string }
+			Spec     struct{ NodeName string }
+			Status   struct {
+				Conditions        []struct{ Type, Status string }
+				ContainerStatuses []struct {
+					Name, ContainerID string
+					RestartCount      int
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, fmt.Errorf("pods: %w", err)
+	}
+	pods := make([]Pod, 0, len(list.Items))
+	for _, it := range list.Items {
+		p := Pod{Namespace: it.Metadata.Namespace, Name: it.Metadata.Name, UID: it.Metadata.UID, Node: it.Spec.NodeName, ContainerIDs: map[string]string{}}
+		for _, cond := range it.Status.Conditions {
+			p.Ready = p.Ready || cond.Type == "Ready" && cond.Status == "True" && it.Metadata.DeletionTimestamp == ""
+		}
+		for _, cs := range it.Status.ContainerStatuses {
+			_, id, _ := strings.Cut(cs.ContainerID, "://")
+			p.ContainerIDs[cs.Name] = id
+			p.Restarts += cs.RestartCount
+		}
+		pods = append(pods, p)
+	}
+	return pods, nil
+}
+
+// WaitReady waits until exactly n pods match and all are ready, and gives them.
+func (c *Cluster) WaitReady(t testing.TB, namespace, selector string, n int) []Pod {
+	t.Helper()
+	var pods []Pod
+	c.Eventually(t, fmt.Sprintf("%d ready pods %s %s", n, namespace, selector), func() (err error) {
+		if pods, err = c.Pods(t.Context(), namespace, selector); err != nil {
+			return err
+		}
+		ready := 0
+		for _, p := range pods {
+			if p.Ready {
+				ready++
+			}
+		}
+		if ready != n || len(pods) != n {
+			return fmt.Errorf("%d of %d pods are ready", ready, len(pods))
+		}
+		return nil
+	})
+	return pods
+}
+
+// Exec runs a command in a container (the first one if it is named "") and
+// gives its output.
+func (c *Cluster) Exec(t testing.TB, namespace, pod, container string, argv ...string) string {
+	t.Helper()
+	out, err := c.ExecErr(t.Context(), namespace, pod, container, argv...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// ExecErr is Exec for commands that may fail.
+func (c *Cluster) ExecErr(ctx context.Context, namespace, pod, container string, argv ...string) (string, error) {
+	args := []string{"exec", "--namespace", namespace, pod}
+	if container != "" {
+		args = append(args, "--container", container)
+	}
+	return c.Kubectl(ctx, append(append(args, "--"), argv...)...)
+}
+
+// Logs is what a container wrote, with what its predecessor wrote before it.
+func (c *Cluster) Logs(ctx context.Context, namespace, pod, container string) (string, error) {
+	args := []string{"logs", "--namespace", namespace, pod}
+	if container != "" {
+		args = append(args, "--container", container)
+	}
+	before, _ := c.Kubectl(ctx, append(args, "--previous")...) // fails if there was none
+	now, err := c.Kubectl(ctx, args...)
+	return before + now, err
+}
+
+func (c *Cluster) ready(ctx context.Context) error {
+	out, err := c.Kubectl(ctx, "get", "node", c.Node, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	if err == nil && out != "True" {
+		err = fmt.Errorf("node is not ready: %q", out)
+	}
+	return err
+}
+
+// StopProgram ends one program of the cluster, as a crash or an upgrade would;
+// the pods go on. StartProgram, or the end of the test, starts it again.
+func (c *Cluster) StopProgram(t testing.TB, program string) {
+	t.Helper()
+	if err := c.stop(t.Context(), stopGrace, program); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, ok := c.running(program); ok {
+			return
+		}
+		if err := c.Start(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("start %s again: %v", program, err)
+		}
+	})
+}
+
+// StartProgram starts a stopped program and waits until the node is ready.
+func (c *Cluster) StartProgram(t testing.TB, program string) {
+	t.Helper()
+	if err := c.Run(program); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.waitFor(t.Context(), program, func() error { return c.ready(t.Context()) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keepEvidence writes what the API server knows and the pods' logs beside the
+// programs' logs, and says where.
+func (c *Cluster) keepEvidence(ctx context.Context, test string) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	dir := filepath.Join(c.Dir, "failures", strings.ReplaceAll(test, "/", "_")+time.Now().Format("-20060102-150405"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err.Error()
+	}
+	keep := func(name, out string, err error) {
+		if err != nil {
+			out += "\n" + err.Error() + "\n"
+		}
+		_ = os.WriteFile(filepath.Join(dir, name), []byte(out), 0o644)
+	}
+	for name, args := range map[string][]string{
+		"pods.txt":     {"get", "pods", "-A", "-o", "wide"},
+		"describe.txt": {"describe", "pods", "-A"},
+		"events.txt":   {"get", "events", "-A", "--sort-by=.lastTimestamp"},
+	} {
+		out, err := c.Kubectl(ctx, append(args, "--request-timeout=10s")...)
+		keep(name, out, err)
+	}
+	pods, err := c.Pods(ctx, "", "")
+	if err != nil {
+		keep("pods.json.txt", "", err)
+	}
+	for _, p := range pods {
+		for container := range p.ContainerIDs {
+			out, err := c.Logs(ctx, p.Namespace, p.Name, container)
+			keep(p.Namespace+"_"+p.Name+"_"+container+".log", out, err)
+		}
+	}
+	logs, _ := filepath.Glob(filepath.Join(c.Dir, "log", "*.log"))
+	for _, l := range logs {
+		if err := os.Link(l, filepath.Join(dir, filepath.Base(l))); err != nil && !errors.Is(err, os.ErrExist) {
+			keep(filepath.Base(l)+".txt", "", err)
+		}
+	}
+	return dir
+}

@@ -28,11 +28,11 @@ const (
 	numViews
 )
 
-// tenantSees says whether a tenant whose process is p may look at q: it runs
+// TenantSees says whether a tenant whose process is p may look at q: it runs
 // in the same container or pod. known is false when that cannot be told. What
 // the kernel recorded of the cgroup tells it, which no process can forge
 // without the right to move itself to another cgroup.
-func tenantSees(p, q *event.Process) (sees, known bool) {
+func TenantSees(p, q *event.Process) (sees, known bool) {
 	if q == nil || p.Workload == nil || q.Workload == nil {
 		return false, false
 	}
@@ -62,7 +62,7 @@ func appendAncestors(list []*event.Process, p *event.Process, v view) []*event.P
 		}
 		p = p.Parent
 		if v == viewTenant {
-			sees, known := tenantSees(self, p)
+			sees, known := TenantSees(self, p)
 			if !known {
 				return append(list, nil)
 			}

@@ -324,7 +324,7 @@ func variables() []Variable {
 			add(&out, r.name, r.kinds, f, func(a *Activation) *event.Process { return r.find(a.ev) })
 			add(&tenants, r.name, r.kinds, f, func(a *Activation) *event.Process {
 				p := r.find(a.ev)
-				if seen, _ := tenantSees(a.ev.Process, p); !seen {
+				if seen, _ := TenantSees(a.ev.Process, p); !seen {
 					return nil
 				}
 				return p

@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 .PHONY: help
 help: ## list the targets
 	@printf 'Procession. Targets:\n\n'
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
 	@printf '\nFirst time: as root, "make run" here and "make demo" in a second terminal.\n'
 
 .PHONY: build

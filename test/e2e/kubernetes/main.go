@@ -56,7 +56,7 @@ func main() {
 // runKubectl is kubectl as upstream starts it: the verbosity is read before the
 // command is built, because building it already reads the user's preferences.
 func runKubectl() {
-	_ = logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
+	_, _ = logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
 	if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 		kubectlutil.CheckErr(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/alert"
 	"github.com/procession-dev/procession/internal/debughttp"
 	"github.com/procession-dev/procession/internal/event"
@@ -228,7 +229,7 @@ func (a *agent) sayGoodbye() {
 func (a *agent) judge(ev *event.Event) {
 	a.engine.Evaluate(ev, func(m *policy.Match) {
 		var err error
-		a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], a.build.Alert(ev, m))
+		a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], &pb.Item{Item: &pb.Item_Alert{Alert: a.build.Alert(ev, m)}})
 		if err == nil {
 			_, err = a.spool.Append(a.buf)
 		}

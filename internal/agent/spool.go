@@ -82,7 +82,7 @@ func spoolCommand(args []string, stdout, stderr io.Writer) error {
 	return dump(dir, format == "json", out)
 }
 
-// dump prints each alert as the collector would, then a line per epoch.
+// dump prints each item as the collector would, then a line per epoch.
 func dump(dir string, asJSON bool, out io.Writer) error {
 	var buf []byte
 	style := present.Style{}
@@ -92,14 +92,18 @@ func dump(dir string, asJSON bool, out io.Writer) error {
 		switch {
 		case it.Record != nil:
 			id.Seq = it.Record.Seq
-			var a pb.Alert
-			if err := proto.Unmarshal(it.Record.Payload, &a); err != nil {
-				return damaged(out, asJSON, it, fmt.Errorf("record %d is no alert: %w", it.Record.Seq, err))
+			var item pb.Item
+			if err := proto.Unmarshal(it.Record.Payload, &item); err != nil {
+				return damaged(out, asJSON, it, fmt.Errorf("record %d is no item: %w", it.Record.Seq, err))
 			}
+			ok := false
 			if asJSON {
-				buf = present.AppendAlertJSON(buf, id, &a)
+				buf, ok = present.AppendItemJSON(buf, id, &item)
 			} else {
-				buf = style.AppendAlertLine(buf, id, &a)
+				buf, ok = style.AppendItemLine(buf, id, &item)
+			}
+			if !ok {
+				return damaged(out, asJSON, it, fmt.Errorf("record %d is an item of a kind this version does not know", it.Record.Seq))
 			}
 		case it.Loss != nil:
 			l := &pb.Loss{From: it.Loss.From, To: it.Loss.To, Reason: pb.LossReason(it.Loss.Reason), Detail: it.Loss.Detail}

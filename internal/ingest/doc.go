@@ -11,9 +11,10 @@
 //     go on after a Hello is asked through the same queue, behind whatever an
 //     older stream of the agent left in it. This package never decides what is
 //     new; the store does.
-//   - A record that is not an alert (bad checksum, undecodable, too large) is
-//     stored as rejected, with its reason, and acknowledged: it neither stops
-//     the lane nor disappears. Only what is wrong with a message as a whole, or
+//   - A record that is no item (bad checksum, undecodable, too large) is stored
+//     as rejected, with its reason, and acknowledged: it neither stops the lane
+//     nor disappears. So is an item of a kind that only a newer agent knows; of
+//     that all bytes are kept. Only what is wrong with a message as a whole, or
 //     a gap without a Loss, ends the stream.
 //   - Memory is bounded: at most Window batches of a stream wait for the disk,
 //     and at most two streams of a node live; a third ends the oldest.

@@ -1,6 +1,7 @@
 package ingest_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -325,37 +326,55 @@ func TestStreamRejectedRecords(t *testing.T) {
 		return &pb.Record{Seq: seq, Payload: p, Crc32C: crc}
 	}
 	large := make([]byte, ingest.MaxRecordBytes+1)
+	// An item of kind 1023, which a newer agent may have: 90,000 bytes.
+	newer := append([]byte{0xfa, 0x3f, 0x90, 0xbf, 0x05}, make([]byte, 90000)...)
 	recs := []*pb.Record{
 		good,
 		bad(2, good.GetPayload(), good.GetCrc32C()+1),
 		bad(3, []byte("\xff\xff\xff"), store.Checksum([]byte("\xff\xff\xff"))),
 		bad(4, nil, 0),
 		bad(5, large, store.Checksum(large)),
-		// Text that is not UTF-8 where the protocol has a string.
-		bad(6, []byte("\x1a\x02\xff\xfe"), store.Checksum([]byte("\x1a\x02\xff\xfe"))),
+		// Text that is not UTF-8 where the protocol has a string: alert.rule.
+		bad(6, []byte("\x0a\x04\x1a\x02\xff\xfe"), store.Checksum([]byte("\x0a\x04\x1a\x02\xff\xfe"))),
 		ingesttest.Record(t, "n", 7),
+		ingesttest.ItemRecord(t, 8, &pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 7, Place: "container"}}}),
+		ingesttest.ItemRecord(t, 9, &pb.Item{Item: &pb.Item_Coverage{Coverage: &pb.Coverage{Capture: "recorder"}}}),
+		ingesttest.ItemRecord(t, 10, &pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Place: "container"}}}),
+		ingesttest.ItemRecord(t, 11, &pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 7, Epoch: []byte("short")}}}),
+		bad(12, newer, store.Checksum(newer)),
 	}
 	st := s.stream("n")
-	send(t, st, ingesttest.Hello("n", lane(epoch, 7)))
+	send(t, st, ingesttest.Hello("n", lane(epoch, 12)))
 	recv(t, st)
 	send(t, st, ingesttest.Batch(epoch, recs))
-	if a := recv(t, st).GetAck(); a.GetUpTo() != 7 {
-		t.Fatalf("ack %v, want up to 7", a)
+	if a := recv(t, st).GetAck(); a.GetUpTo() != 12 {
+		t.Fatalf("ack %v, want up to 12", a)
 	}
-	want := []string{"", "crc32c: the payload's is", "payload: not an alert", "payload: an alert without its event", "payload: 1048577 bytes, limit 1048576", "payload: not an alert", ""}
+	const noItem = "payload: not an item"
+	unknown := "payload: an item of a kind this collector does not know"
+	want := []string{"", "crc32c: the payload's is", noItem, unknown, "payload: 1048577 bytes, limit 1048576", noItem, "",
+		"", "", "payload: amendment.seq: 0", "payload: amendment.epoch: 5 bytes", unknown}
+	kinds := map[int]store.Kind{1: store.Alert, 7: store.Alert, 8: store.Amendment, 9: store.Coverage}
 	rs := storetest.All(t, s.st)
 	if len(rs) != len(want) {
 		t.Fatalf("%d records, want %d", len(rs), len(want))
 	}
 	for i, r := range rs {
-		if wantKind := map[bool]store.Kind{true: store.Alert, false: store.Rejected}[want[i] == ""]; r.Kind != wantKind || !strings.Contains(r.Reason, want[i]) {
+		wantKind := kinds[i+1]
+		if wantKind == 0 {
+			wantKind = store.Rejected
+		}
+		if r.Kind != wantKind || !strings.Contains(r.Reason, want[i]) {
 			t.Errorf("record %d: %v, reason %q, want %v, %q", i+1, r.Kind, r.Reason, wantKind, want[i])
 		}
-		if len(r.Payload) > 64<<10 {
+		if len(r.Payload) > 64<<10 && i+1 != 12 {
 			t.Errorf("record %d keeps %d bytes of what was rejected", i+1, len(r.Payload))
 		}
 	}
-	if d := cmp.Diff(map[string]float64{"stored": 2, "rejected": 5, "duplicate": 0, "gap": 0, "failed": 0},
+	if !bytes.Equal(rs[11].Payload, newer) {
+		t.Errorf("%d bytes of a newer agent's item are kept, want all %d", len(rs[11].Payload), len(newer))
+	}
+	if d := cmp.Diff(map[string]float64{"stored": 4, "rejected": 8, "duplicate": 0, "gap": 0, "failed": 0},
 		storetest.Counters(t, s.reg, "procession_collector_records_total")); d != "" {
 		t.Errorf("records_total (-want +got):\n%s", d)
 	}

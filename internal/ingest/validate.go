@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/store"
@@ -22,7 +23,7 @@ const (
 	MaxBatchRecords = 256
 	// PreferBatchBytes is what agents are asked to keep batches below.
 	PreferBatchBytes = 256 << 10
-	// MaxRecordBytes is the largest record that is stored as an alert.
+	// MaxRecordBytes is the largest record that is stored as an item.
 	MaxRecordBytes = 1 << 20
 	// MaxLanes is the most epochs of one Hello.
 	MaxLanes = 1024
@@ -96,8 +97,8 @@ func checkHello(h *pb.Hello, node string, now time.Time) (*store.Hello, error) {
 	return out, nil
 }
 
-// checkBatch turns a Batch into what the store keeps. Records that are not
-// alerts come out as rejected ones; an error means the batch is not one.
+// checkBatch turns a Batch into what the store keeps. Records that are no items
+// come out as rejected ones; an error means the batch is not one.
 func checkBatch(b *pb.Batch, node string, now time.Time) (*store.Batch, error) {
 	e, err := store.ParseEpoch(b.GetEpoch())
 	if err != nil {
@@ -148,31 +149,54 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // checkRecord never fails: what is wrong with one record is stored with it.
 func checkRecord(r *pb.Record) store.Record {
 	p := r.GetPayload()
-	out := store.Record{Seq: r.GetSeq(), To: r.GetSeq(), Kind: store.Alert, Payload: p, CRC32C: r.GetCrc32C()}
-	reject := func(format string, args ...any) store.Record {
-		kept := p[:min(len(p), keepRejectedBytes)]
+	out := store.Record{Seq: r.GetSeq(), To: r.GetSeq(), Payload: p, CRC32C: r.GetCrc32C()}
+	reject := func(keep int, format string, args ...any) store.Record {
+		kept := p[:min(len(p), keep)]
 		return store.Record{Seq: r.GetSeq(), To: r.GetSeq(), Kind: store.Rejected,
 			Reason: cut(fmt.Sprintf(format, args...), maxDetailBytes), Payload: kept, CRC32C: store.Checksum(kept)}
 	}
 	if len(p) > MaxRecordBytes {
-		return reject("payload: %d bytes, limit %d; the first %d are kept", len(p), MaxRecordBytes, keepRejectedBytes)
+		return reject(keepRejectedBytes, "payload: %d bytes, limit %d; the first %d are kept", len(p), MaxRecordBytes, keepRejectedBytes)
 	}
 	if sum := crc32.Checksum(p, castagnoli); sum != r.GetCrc32C() {
-		return reject("crc32c: the payload's is %08x, the record says %08x", sum, r.GetCrc32C())
+		return reject(keepRejectedBytes, "crc32c: the payload's is %08x, the record says %08x", sum, r.GetCrc32C())
 	}
-	var a pb.Alert
-	if err := proto.Unmarshal(p, &a); err != nil {
-		return reject("payload: not an alert: %v", err)
+	var it pb.Item
+	if err := proto.Unmarshal(p, &it); err != nil {
+		return reject(keepRejectedBytes, "payload: not an item: %v", err)
 	}
-	if a.GetEvent() == nil {
-		return reject("payload: an alert without its event")
-	}
-	out.Severity, out.Rule = a.GetSeverity(), cut(a.GetRule(), maxDetailBytes)
-	// Outside of these years a time does not fit the store's column.
-	if t := a.GetEvent().GetTime(); t.IsValid() && t.AsTime().Year() >= 1970 && t.AsTime().Year() < 2262 {
-		out.EventTime = t.AsTime()
+	switch it.GetItem().(type) {
+	case *pb.Item_Alert:
+		a := it.GetAlert()
+		if a.GetEvent() == nil {
+			return reject(keepRejectedBytes, "payload: an alert without its event")
+		}
+		out.Kind = store.Alert
+		out.Severity, out.Rule, out.EventTime = a.GetSeverity(), cut(a.GetRule(), maxDetailBytes), storable(a.GetEvent().GetTime())
+	case *pb.Item_Amendment:
+		m := it.GetAmendment()
+		if n := len(m.GetEpoch()); n != 0 && n != len(store.Epoch{}) {
+			return reject(keepRejectedBytes, "payload: amendment.epoch: %d bytes, want %d", n, len(store.Epoch{}))
+		}
+		if m.GetSeq() == 0 {
+			return reject(keepRejectedBytes, "payload: amendment.seq: 0; numbers begin at 1")
+		}
+		out.Kind, out.EventTime = store.Amendment, storable(m.GetTime())
+	case *pb.Item_Coverage:
+		out.Kind, out.EventTime = store.Coverage, storable(it.GetCoverage().GetTo())
+	default:
+		// Of a newer agent. All of it is kept, for a collector that knows it.
+		return reject(MaxRecordBytes, "payload: an item of a kind this collector does not know")
 	}
 	return out
+}
+
+// storable is a time that fits the store's column, or zero.
+func storable(ts *timestamppb.Timestamp) time.Time {
+	if t := ts.AsTime(); ts.IsValid() && t.Year() >= 1970 && t.Year() < 2262 {
+		return t
+	}
+	return time.Time{}
 }
 
 // cut shortens s to at most n bytes of whole characters.

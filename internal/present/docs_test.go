@@ -30,7 +30,11 @@ func keys(set map[string]bool, path string, v any) {
 			keys(set, path, e)
 		}
 	case map[string]any:
-		if path == "pod.labels" || strings.HasSuffix(path, "sources") { // keys are data
+		switch path { // keys are data
+		case "pod.labels", "coverage.events", "coverage.lost", "coverage.missed", "coverage.unresolved", "coverage.suppressed":
+			return
+		}
+		if strings.HasSuffix(path, "sources") {
 			return
 		}
 		for k, e := range v {
@@ -82,7 +86,7 @@ func fill(m protoreflect.Message, depth int) {
 		fd := fields.Get(i)
 		switch {
 		case fd.IsMap():
-			m.Mutable(fd).Map().Set(protoreflect.ValueOfString("exe").MapKey(), protoreflect.ValueOfString("proc"))
+			m.Mutable(fd).Map().Set(protoreflect.ValueOfString("exe").MapKey(), scalar(fd.MapValue()))
 		case fd.IsList() && fd.Message() != nil:
 			if depth > 1 {
 				fill(m.Mutable(fd).List().AppendMutable().Message(), depth-1)
@@ -122,9 +126,42 @@ func scalar(fd protoreflect.FieldDescriptor) protoreflect.Value {
 // Nothing in a message may be left out of the JSON: dropping any field of an
 // alert in which all are set has to change it.
 func TestJSONIsComplete(t *testing.T) {
+	amendment, coverage := &pb.Amendment{}, &pb.Coverage{}
+	fill(amendment.ProtoReflect(), 4)
+	amendment.Epoch = bytes.Repeat([]byte{1}, 16)
+	fill(coverage.ProtoReflect(), 4)
 	full := everything()
-	whole := string(AppendAlertJSON(nil, testID, full))
-	n := 0
+	if n := missing(t, "alert", full, func() []byte { return AppendAlertJSON(nil, testID, full) }); n < 100 {
+		t.Errorf("only %d fields of an alert were tried", n)
+	}
+	if n := missing(t, "amendment", amendment, func() []byte { return itemJSON(t, amendment) }); n < 15 {
+		t.Errorf("only %d fields of an amendment were tried", n)
+	}
+	if n := missing(t, "coverage", coverage, func() []byte { return itemJSON(t, coverage) }); n < 28 {
+		t.Errorf("only %d fields of a coverage were tried", n)
+	}
+}
+
+func itemJSON(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	it := &pb.Item{}
+	switch m := m.(type) {
+	case *pb.Amendment:
+		it.Item = &pb.Item_Amendment{Amendment: m}
+	case *pb.Coverage:
+		it.Item = &pb.Item_Coverage{Coverage: m}
+	}
+	js, ok := AppendItemJSON(nil, testID, it)
+	if !ok {
+		t.Fatalf("no JSON of %v", it)
+	}
+	return js
+}
+
+// missing names the fields of full without which its JSON is the same. It
+// returns how many were tried.
+func missing(t *testing.T, what string, full proto.Message, js func() []byte) (n int) {
+	whole := string(js())
 	var walk func(path string, m protoreflect.Message)
 	walk = func(path string, m protoreflect.Message) {
 		if _, ok := m.Interface().(*timestamppb.Timestamp); ok {
@@ -138,8 +175,8 @@ func TestJSONIsComplete(t *testing.T) {
 			}
 			var saved proto.Message = proto.Clone(m.Interface())
 			m.Clear(fd)
-			if string(AppendAlertJSON(nil, testID, full)) == whole {
-				t.Errorf("%s is not in the JSON of an alert", name)
+			if string(js()) == whole {
+				t.Errorf("%s is not in the JSON", name)
 			}
 			n++
 			m.Set(fd, saved.ProtoReflect().Get(fd))
@@ -156,10 +193,8 @@ func TestJSONIsComplete(t *testing.T) {
 			return true
 		})
 	}
-	walk("alert", full.ProtoReflect())
-	if n < 100 {
-		t.Errorf("only %d fields were tried", n)
-	}
+	walk(what, full.ProtoReflect())
+	return n
 }
 
 // The table in docs/events.md and the code name the same keys.
@@ -178,6 +213,10 @@ func TestDocsTable(t *testing.T) {
 	got := emitted(t, AppendAlertJSON(nil, testID, everything()))
 	maps.Copy(got, emitted(t, AppendEventJSON(nil, everything().Event)))
 	maps.Copy(got, emitted(t, AppendLossJSON(nil, testID, testTime, testLoss())))
+	for _, m := range []proto.Message{&pb.Amendment{}, &pb.Coverage{}} {
+		fill(m.ProtoReflect(), 4)
+		maps.Copy(got, emitted(t, itemJSON(t, m)))
+	}
 	if diff := cmp.Diff(slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(got))); diff != "" {
 		t.Errorf("%s against what is emitted (-docs +code):\n%s", docsFile, diff)
 	}
@@ -201,7 +240,8 @@ func TestDocsExamples(t *testing.T) {
 		lines = Style{}.AppendEventLine(append(lines, '\n'), e.ev)
 	}
 	for lang, want := range map[string][]string{
-		"json": {pretty(AppendAlertJSON(nil, testID, shellAlert())), pretty(AppendLossJSON(nil, testID, testTime, testLoss()))},
+		"json": {pretty(AppendAlertJSON(nil, testID, shellAlert())), pretty(AppendAmendmentJSON(nil, testID, shopAmendment())),
+			pretty(AppendLossJSON(nil, testID, testTime, testLoss())), pretty(AppendCoverageJSON(nil, testID, minuteCoverage()))},
 		"text": {string(Style{}.AppendAlertLine(nil, testID, shellAlert())), string(lines)},
 	} {
 		blocks := regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)\n```$").FindAllSubmatchIndex(doc, -1)

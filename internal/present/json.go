@@ -32,12 +32,7 @@ func AppendAlertJSON(dst []byte, id Identity, a *pb.Alert) []byte {
 	dst = append(dst, '{')
 	dst = appendIdentity(dst, id)
 	dst = appendTime(dst, "time", ev.GetTime())
-	if !id.Committed.IsZero() {
-		dst = appendKey(dst, "committedAt")
-		dst = append(dst, '"')
-		dst = id.Committed.UTC().AppendFormat(dst, timeLayout)
-		dst = append(dst, '"')
-	}
+	dst = appendCommitted(dst, id)
 	severity, _ := severityName(a.GetSeverity())
 	dst = appendStr(dst, "severity", severity)
 	dst = appendStr(dst, "rule", a.GetRule())
@@ -88,6 +83,16 @@ func AppendLossJSON(dst []byte, id Identity, at time.Time, l *pb.Loss) []byte {
 	dst = appendStr(dst, "reason", lossReasonName(l.GetReason()))
 	dst = appendStr(dst, "detail", l.GetDetail())
 	return append(dst, '}')
+}
+
+func appendCommitted(dst []byte, id Identity) []byte {
+	if id.Committed.IsZero() {
+		return dst
+	}
+	dst = appendKey(dst, "committedAt")
+	dst = append(dst, '"')
+	dst = id.Committed.UTC().AppendFormat(dst, timeLayout)
+	return append(dst, '"')
 }
 
 func appendIdentity(dst []byte, id Identity) []byte {

@@ -154,6 +154,45 @@ func alerts() []struct {
 	}
 }
 
+func shopAmendment() *pb.Amendment {
+	return &pb.Amendment{Seq: 411, Time: at(time.Second), Place: "container",
+		Container: &pb.Container{Id: webContainer, Name: "web", Image: "nginx:1.29"},
+		Pod:       &pb.Pod{Uid: webPodUID, Namespace: "default", Name: "web-7f", Labels: map[string]string{"app": "web"}}}
+}
+
+func minuteCoverage() *pb.Coverage {
+	return &pb.Coverage{
+		From: at(0), To: at(time.Minute), RecordingSince: at(-time.Hour), Capture: "recorder",
+		Events: map[string]uint64{"Exec": 1200, "Fork": 2400, "Exit": 2390}, Lost: map[string]uint64{"ring": 3},
+		Missed: map[string]uint64{"cwd": 7}, Unresolved: map[string]uint64{"pod-not-listed": 2},
+		Undecided: 4, Suppressed: map[string]uint64{"exception": 9}, Alerts: 12, Spooled: 12, Acked: 10, SpoolBytes: 65536, Unacked: 2,
+		BeatsSent: 6, BeatsSeen: 6, BeatMaxNs: 4_200_000, Rules: 31, PoliciesDigest: "sha256:9c11", Impaired: []string{"CAP_SYS_PTRACE: no cwd of other users"},
+		Storms: []*pb.Storm{{ContainerId: webContainer, Events: 90000, Shed: 40000}},
+	}
+}
+
+func items() []struct {
+	name string
+	it   *pb.Item
+} {
+	amendment := func(a *pb.Amendment) *pb.Item { return &pb.Item{Item: &pb.Item_Amendment{Amendment: a}} }
+	coverage := func(c *pb.Coverage) *pb.Item { return &pb.Item{Item: &pb.Item_Coverage{Coverage: c}} }
+	evil := "\x1b[2J\u202e"
+	return []struct {
+		name string
+		it   *pb.Item
+	}{
+		{"amendment", amendment(shopAmendment())},
+		{"amendment of an earlier epoch, given up", amendment(&pb.Amendment{Epoch: bytes.Repeat([]byte{0xab}, 16), Seq: 9, Time: at(0), PlaceReason: "gave-up pod-not-listed"})},
+		{"hostile amendment", amendment(&pb.Amendment{Epoch: []byte("short"), Place: evil, PlaceReason: evil, Pod: &pb.Pod{Namespace: evil, Name: evil}, Container: &pb.Container{Id: evil, Name: evil}})},
+		{"empty amendment", amendment(&pb.Amendment{})},
+		{"coverage", coverage(minuteCoverage())},
+		{"hostile coverage", coverage(&pb.Coverage{Capture: evil, CaptureReason: evil, Events: map[string]uint64{evil: 1<<64 - 1, "Exec": 5},
+			Lost: map[string]uint64{evil: 1}, Impaired: []string{evil}, Storms: []*pb.Storm{{ContainerId: evil, PodUid: evil}}})},
+		{"empty coverage", coverage(&pb.Coverage{})},
+	}
+}
+
 func testLoss() *pb.Loss {
 	return &pb.Loss{From: 412, To: 498, Reason: pb.LossReason_LOSS_REASON_SPOOL_FULL, Detail: "bound \x1b of 64 MiB"}
 }
@@ -194,6 +233,13 @@ func TestGoldenJSON(t *testing.T) {
 	for _, c := range alerts() {
 		add("alert", c.name, AppendAlertJSON(nil, testID, c.a))
 	}
+	for _, c := range items() {
+		js, ok := AppendItemJSON(nil, testID, c.it)
+		if !ok {
+			t.Errorf("%s: no JSON", c.name)
+		}
+		add("item", c.name, js)
+	}
 	add("loss", "spool full", AppendLossJSON(nil, testID, testTime, testLoss()))
 	add("loss", "nonsense range", AppendLossJSON(nil, testID, testTime, &pb.Loss{From: 3, To: 2}))
 	golden(t, "json.golden", b.Bytes())
@@ -225,6 +271,13 @@ func TestGoldenLines(t *testing.T) {
 		}
 		for _, a := range alerts() {
 			line(c.style.AppendAlertLine(nil, testID, a.a))
+		}
+		for _, it := range items() {
+			l, ok := c.style.AppendItemLine(nil, testID, it.it)
+			if !ok {
+				t.Errorf("%s: no line", it.name)
+			}
+			line(l)
 		}
 		line(c.style.AppendLossLine(nil, testID, testTime, testLoss()))
 		golden(t, c.file, b.Bytes())

@@ -16,20 +16,21 @@ import (
 // timeLayout is that of package present.
 const timeLayout = "2006-01-02T15:04:05.000000000Z07:00"
 
-// AppendJSON appends a record as one JSON object without a newline: an alert
+// AppendJSON appends a record as one JSON object without a newline: an item
 // or a loss as package present has it, a rejected or damaged record as
 //
 //	{"id","time","kind":"Rejected"|"Damaged","cluster","node","epoch","seq","reason","payload"}
 //
-// with what came instead of an alert in base64. Its time, as that of a loss,
+// with what came instead of an item in base64. Its time, as that of a loss,
 // is when the collector received it.
 func AppendJSON(dst []byte, cluster string, r *store.Record) []byte {
-	a, l, reason := content(r)
-	switch {
-	case a != nil:
-		return present.AppendAlertJSON(dst, identity(cluster, r), a)
-	case l != nil:
-		return present.AppendLossJSON(dst, identity(cluster, r), r.Received, l)
+	it, l, reason := content(r)
+	id := identity(cluster, r)
+	if l != nil {
+		return present.AppendLossJSON(dst, id, r.Received, l)
+	}
+	if dst, ok := present.AppendItemJSON(dst, id, it); ok {
+		return dst
 	}
 	kind := "Rejected"
 	if r.Kind != store.Rejected {
@@ -54,12 +55,13 @@ func AppendJSON(dst []byte, cluster string, r *store.Record) []byte {
 
 // AppendLine appends a record as one line for people, without the newline.
 func AppendLine(dst []byte, s present.Style, cluster string, r *store.Record) []byte {
-	a, l, reason := content(r)
-	switch {
-	case a != nil:
-		return s.AppendAlertLine(dst, identity(cluster, r), a)
-	case l != nil:
-		return s.AppendLossLine(dst, identity(cluster, r), r.Received, l)
+	it, l, reason := content(r)
+	id := identity(cluster, r)
+	if l != nil {
+		return s.AppendLossLine(dst, id, r.Received, l)
+	}
+	if dst, ok := s.AppendItemLine(dst, id, it); ok {
+		return dst
 	}
 	zone, layout := s.Zone, s.Layout
 	if zone == nil {
@@ -73,7 +75,7 @@ func AppendLine(dst []byte, s present.Style, cluster string, r *store.Record) []
 	dst = strconv.AppendUint(dst, r.Seq, 10)
 	dst = append(dst, " of "...)
 	dst = present.AppendSafe(dst, []byte(r.Node))
-	dst = append(dst, " is not an alert: "...)
+	dst = append(dst, " cannot be read: "...)
 	return present.AppendSafe(dst, []byte(reason))
 }
 
@@ -81,15 +83,15 @@ func identity(cluster string, r *store.Record) present.Identity {
 	return present.Identity{Cluster: cluster, Node: r.Node, Epoch: r.Epoch, Seq: r.Seq, Committed: r.Committed}
 }
 
-// content is the alert or the loss of a record, or why it is neither.
-func content(r *store.Record) (a *pb.Alert, l *pb.Loss, reason string) {
+// content is the item or the loss of a record, or why it is neither.
+func content(r *store.Record) (it *pb.Item, l *pb.Loss, reason string) {
 	switch r.Kind {
-	case store.Alert:
-		a = new(pb.Alert)
-		if err := proto.Unmarshal(r.Payload, a); err != nil { // was readable when it was stored
+	case store.Alert, store.Amendment, store.Coverage:
+		it = new(pb.Item)
+		if err := proto.Unmarshal(r.Payload, it); err != nil || it.GetItem() == nil { // was readable when it was stored
 			return nil, nil, fmt.Sprintf("cannot be read any more: %v", err)
 		}
-		return a, nil, ""
+		return it, nil, ""
 	case store.Loss:
 		return nil, &pb.Loss{From: r.Seq, To: r.To, Reason: r.LossReason, Detail: r.Reason}, ""
 	}

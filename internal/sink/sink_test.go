@@ -306,8 +306,17 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestRender(t *testing.T) {
-	alert, err := proto.Marshal(&pb.Alert{Rule: "k/ns/p/evil-rule", Severity: pb.Severity_SEVERITY_HIGH, Message: "m\x1b[31m",
-		Event: &pb.Event{Kind: "Exec", Process: &pb.Process{Pid: 7, Cmdline: []byte("a\x00\x1b]0;x\x07\x00"), CmdlineLen: 8}}})
+	alert, err := proto.Marshal(&pb.Item{Item: &pb.Item_Alert{Alert: &pb.Alert{Rule: "k/ns/p/evil-rule", Severity: pb.Severity_SEVERITY_HIGH, Message: "m\x1b[31m",
+		Event: &pb.Event{Kind: "Exec", Process: &pb.Process{Pid: 7, Cmdline: []byte("a\x00\x1b]0;x\x07\x00"), CmdlineLen: 8}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	amendment, err := proto.Marshal(&pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 5, Pod: &pb.Pod{Namespace: "shop", Name: "web\x1b[2J"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	coverage, err := proto.Marshal(&pb.Item{Item: &pb.Item_Coverage{Coverage: &pb.Coverage{Capture: "recorder", Events: map[string]uint64{"Exec": 5, "Fork\x1b": 6},
+		Lost: map[string]uint64{"ring": 3}, BeatsSent: 6, BeatsSeen: 5}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,6 +332,10 @@ func TestRender(t *testing.T) {
 	}{
 		{"alert", with(func(r *store.Record) { r.Kind, r.Payload = store.Alert, alert }),
 			map[string]any{"id": id, "kind": "Exec", "severity": "High", "node": "n", "cluster": "c"}, []string{"evil-rule", "pid 7"}},
+		{"amendment", with(func(r *store.Record) { r.Kind, r.Payload = store.Amendment, amendment }),
+			map[string]any{"id": id, "kind": "Amendment", "amends": "c/n/" + strings.Repeat("ab", 16) + "/5"}, []string{"alert 5", "shop/web"}},
+		{"coverage", with(func(r *store.Record) { r.Kind, r.Payload = store.Coverage, coverage }),
+			map[string]any{"id": id, "kind": "Coverage", "node": "n"}, []string{"11 events", "lost 3", "5/6", "recorder"}},
 		{"loss", with(func(r *store.Record) {
 			r.Kind, r.To, r.LossReason, r.Reason = store.Loss, 9, pb.LossReason_LOSS_REASON_CRASH, "power"
 		}),
@@ -331,6 +344,8 @@ func TestRender(t *testing.T) {
 			map[string]any{"id": id, "kind": "Rejected", "time": "2026-01-02T03:04:05.000000000Z", "reason": "crc32c: wrong", "payload": "/w==", "seq": "7"}, []string{"03:04:05", "7 of n", "crc32c: wrong"}},
 		{"damaged", with(func(r *store.Record) { r.Kind, r.Reason = store.Damaged, "checksum" }),
 			map[string]any{"id": id, "kind": "Damaged", "reason": "checksum"}, []string{"checksum"}},
+		{"an item without content", with(func(r *store.Record) { r.Kind = store.Coverage }),
+			map[string]any{"id": id, "kind": "Damaged"}, []string{"cannot be read"}},
 		{"an alert that cannot be read any more", with(func(r *store.Record) { r.Kind, r.Payload = store.Alert, []byte{0xff} }),
 			map[string]any{"id": id, "kind": "Damaged"}, []string{"cannot be read"}},
 	}

@@ -87,7 +87,7 @@ func NewQueue(st Store, cfg QueueConfig) *Queue {
 			Buckets: prometheus.ExponentialBuckets(1, 2, 9)}),
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_records_total",
-			Help: "Records by what became of them: stored, rejected (stored with a reason, not readable as an alert), duplicate (stored before), gap and failed (refused, the agent sends them again). With procession_collector_records_refused_total they add up to procession_collector_records_received_total."},
+			Help: "Records by what became of them: stored, rejected (stored with a reason, no item this collector can read), duplicate (stored before), gap and failed (refused, the agent sends them again). With procession_collector_records_refused_total they add up to procession_collector_records_received_total."},
 			[]string{"result"}),
 		losses: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_losses_total",
@@ -289,7 +289,7 @@ func (q *Queue) count(t *Ticket) {
 		q.records.WithLabelValues(reason).Add(float64(n))
 		return
 	}
-	q.records.WithLabelValues("stored").Add(float64(t.res.Alerts))
+	q.records.WithLabelValues("stored").Add(float64(t.res.Items))
 	q.records.WithLabelValues("rejected").Add(float64(t.res.Rejected))
 	q.records.WithLabelValues("duplicate").Add(float64(t.res.Duplicates))
 }

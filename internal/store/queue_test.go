@@ -128,7 +128,7 @@ func TestQueueFailure(t *testing.T) {
 	<-g.enter
 	g.leave <- nil
 	<-c.Done()
-	if res, err := c.Result(); err != nil || res.Alerts != 4 || res.Duplicates != 0 {
+	if res, err := c.Result(); err != nil || res.Items != 4 || res.Duplicates != 0 {
 		t.Errorf("after the failure: %+v, %v, want 4 alerts stored", res, err)
 	}
 	if err := q.Healthy(); err != nil {
@@ -151,7 +151,7 @@ func TestQueueStops(t *testing.T) {
 	}
 	stop()
 	for i, tk := range tickets {
-		if res, err := tk.Result(); err != nil || res.Alerts != 1 {
+		if res, err := tk.Result(); err != nil || res.Items != 1 {
 			t.Errorf("batch %d: %+v, %v", i, res, err)
 		}
 	}
@@ -185,7 +185,7 @@ func TestQueueStopRace(t *testing.T) {
 						return
 					}
 					mu.Lock()
-					stored += res.Alerts
+					stored += res.Items
 					mu.Unlock()
 				}
 			})

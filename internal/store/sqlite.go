@@ -350,8 +350,8 @@ func (s *SQLite) endEpoch(ctx context.Context, node string, e Epoch, m *mark, he
 
 func (s *SQLite) add(ctx context.Context, r *Record, res *Result) error {
 	switch r.Kind {
-	case Alert:
-		res.Alerts++
+	case Alert, Amendment, Coverage:
+		res.Items++
 	case Rejected:
 		res.Rejected++
 	case Loss:

@@ -54,10 +54,12 @@ type Kind uint8
 
 // Kinds of records.
 const (
-	Alert    Kind = 1 // Payload is an encoded Alert
-	Rejected Kind = 2 // Payload is what came instead of an Alert; Reason says why
-	Loss     Kind = 3 // Seq..To are gone for good; LossReason and Reason say why
-	Damaged  Kind = 4 // was stored whole, and the disk gave back something else; never stored
+	Alert     Kind = 1 // Payload is an encoded Item with an Alert
+	Rejected  Kind = 2 // Payload is what came instead of an Item; Reason says why
+	Loss      Kind = 3 // Seq..To are gone for good; LossReason and Reason say why
+	Damaged   Kind = 4 // was stored whole, and the disk gave back something else; never stored
+	Amendment Kind = 5 // Payload is an encoded Item with an Amendment
+	Coverage  Kind = 6 // Payload is an encoded Item with a Coverage
 )
 
 func (k Kind) String() string {
@@ -70,11 +72,15 @@ func (k Kind) String() string {
 		return "loss"
 	case Damaged:
 		return "damaged"
+	case Amendment:
+		return "amendment"
+	case Coverage:
+		return "coverage"
 	}
 	return "Kind(" + strconv.Itoa(int(k)) + ")"
 }
 
-// A Record is one row: an alert, a rejected record or a loss.
+// A Record is one row: an item of an agent, a rejected record or a loss.
 type Record struct {
 	Cursor int64 // set by the store, counts up
 	Node   string
@@ -86,7 +92,7 @@ type Record struct {
 	// Of an Alert, as its sender wrote them; copies for queries, Payload rules.
 	Severity  pb.Severity
 	Rule      string
-	EventTime time.Time // zero when unknown
+	EventTime time.Time // also of an Amendment, and the end of a Coverage; zero when unknown
 
 	LossReason pb.LossReason
 	Reason     string // Rejected, Loss, Damaged: for people
@@ -171,12 +177,12 @@ func (*Heard) change()     {}
 func (*SinkMoved) change() {}
 
 // A Result answers one Change. Records of a batch add up:
-// Alerts + Rejected + Duplicates = those of the batch that are not losses,
+// Items + Rejected + Duplicates = those of the batch that are not losses,
 // unless Err is set, then all are zero.
 type Result struct {
 	Err        error  // *GapError: this batch was refused, others of the commit were not
 	UpTo       uint64 // Batch: the mark now
-	Alerts     int    // stored
+	Items      int    // alerts, amendments and coverages stored
 	Rejected   int    // stored
 	Losses     int    // loss records stored: of the batch, or added by a Hello
 	LostSeqs   uint64 // sequence numbers in those losses
@@ -185,7 +191,7 @@ type Result struct {
 }
 
 // added reports whether readers have something new to read.
-func (r *Result) added() bool { return r.Alerts+r.Rejected+r.Losses > 0 }
+func (r *Result) added() bool { return r.Items+r.Rejected+r.Losses > 0 }
 
 // A Store is one engine. All methods may be called from several goroutines;
 // callers other than Queue only read.

@@ -83,7 +83,12 @@ func Alert(node string, seq uint64) *pb.Alert {
 
 // Record is Alert in a record.
 func Record(t testing.TB, node string, seq uint64) *pb.Record {
-	b, err := proto.Marshal(Alert(node, seq))
+	return ItemRecord(t, seq, &pb.Item{Item: &pb.Item_Alert{Alert: Alert(node, seq)}})
+}
+
+// ItemRecord is an item in a record.
+func ItemRecord(t testing.TB, seq uint64, it *pb.Item) *pb.Record {
+	b, err := proto.Marshal(it)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@ import (
 // records from..to, as a store would give them.
 func records(t testing.TB, from, to int64) (rs []store.Record) {
 	for n := from; n <= to; n++ {
-		p, err := proto.Marshal(&pb.Alert{Rule: "k/ns/p/r", Message: fmt.Sprint("message ", n, strings.Repeat(" word", int(n%7))), Event: &pb.Event{Kind: "Exec"}})
+		p, err := proto.Marshal(&pb.Item{Item: &pb.Item_Alert{Alert: &pb.Alert{
+			Rule: "k/ns/p/r", Message: fmt.Sprint("message ", n, strings.Repeat(" word", int(n%7))), Event: &pb.Event{Kind: "Exec"}}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -144,7 +144,7 @@ func testFields(t *testing.T, open Opener) {
 	)
 	before := time.Now()
 	res := commit(t, st, b)[0]
-	want := store.Result{UpTo: store.MaxSeq, Alerts: 1, Rejected: 1, Losses: 1, LostSeqs: store.MaxSeq - 2}
+	want := store.Result{UpTo: store.MaxSeq, Items: 1, Rejected: 1, Losses: 1, LostSeqs: store.MaxSeq - 2}
 	if d := cmp.Diff(want, res); d != "" {
 		t.Errorf("result (-want +got):\n%s", d)
 	}
@@ -179,18 +179,18 @@ func testFence(t *testing.T, open Opener) {
 		{"does not begin at 1", nil, Alerts(2, 3), store.Result{Err: &store.GapError{Want: 1, Got: 2}}, nil},
 		{"gap", Alerts(1, 3), Alerts(5, 6), store.Result{Err: &store.GapError{Want: 4, Got: 5}, UpTo: 3}, nil},
 		{"loss behind a gap", Alerts(1, 3), []store.Record{loss(5, 9)}, store.Result{Err: &store.GapError{Want: 4, Got: 5}, UpTo: 3}, nil},
-		{"first", nil, Alerts(1, 2), store.Result{UpTo: 2, Alerts: 2}, []string{"n/1 alert 1", "n/1 alert 2"}},
-		{"follows", Alerts(1, 3), Alerts(4, 4), store.Result{UpTo: 4, Alerts: 1}, []string{"n/1 alert 4"}},
+		{"first", nil, Alerts(1, 2), store.Result{UpTo: 2, Items: 2}, []string{"n/1 alert 1", "n/1 alert 2"}},
+		{"follows", Alerts(1, 3), Alerts(4, 4), store.Result{UpTo: 4, Items: 1}, []string{"n/1 alert 4"}},
 		{"all there", Alerts(1, 3), Alerts(2, 3), store.Result{UpTo: 3, Duplicates: 2}, nil},
-		{"overlaps", Alerts(1, 3), Alerts(2, 5), store.Result{UpTo: 5, Alerts: 2, Duplicates: 2}, []string{"n/1 alert 4", "n/1 alert 5"}},
+		{"overlaps", Alerts(1, 3), Alerts(2, 5), store.Result{UpTo: 5, Items: 2, Duplicates: 2}, []string{"n/1 alert 4", "n/1 alert 5"}},
 		{"loss alone", nil, []store.Record{loss(1, 9)}, store.Result{UpTo: 9, Losses: 1, LostSeqs: 9}, []string{"n/1 loss 1-9"}},
 		{"loss told before", []store.Record{loss(1, 9)}, []store.Record{loss(1, 9)}, store.Result{UpTo: 9}, nil},
 		{"loss reaches behind the mark", Alerts(1, 3), []store.Record{loss(2, 9), Alert(10)},
-			store.Result{UpTo: 10, Alerts: 1, Losses: 1, LostSeqs: 6}, []string{"n/1 loss 4-9", "n/1 alert 10"}},
+			store.Result{UpTo: 10, Items: 1, Losses: 1, LostSeqs: 6}, []string{"n/1 loss 4-9", "n/1 alert 10"}},
 		{"a record that was told as lost", []store.Record{loss(1, 9)}, Alerts(9, 10),
-			store.Result{UpTo: 10, Alerts: 1, Duplicates: 1}, []string{"n/1 alert 10"}},
+			store.Result{UpTo: 10, Items: 1, Duplicates: 1}, []string{"n/1 alert 10"}},
 		{"loss between", nil, []store.Record{Alert(1), loss(2, 4), Alert(5)},
-			store.Result{UpTo: 5, Alerts: 2, Losses: 1, LostSeqs: 3}, []string{"n/1 alert 1", "n/1 loss 2-4", "n/1 alert 5"}},
+			store.Result{UpTo: 5, Items: 2, Losses: 1, LostSeqs: 3}, []string{"n/1 alert 1", "n/1 loss 2-4", "n/1 alert 5"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -207,7 +207,7 @@ func testFence(t *testing.T, open Opener) {
 				t.Errorf("added (-want +got):\n%s", d)
 			}
 			// And the same again is never new.
-			if again := commit(t, st, batch("n", Epoch(1), tt.sent...))[0]; again.Alerts+again.Rejected+again.Losses != 0 {
+			if again := commit(t, st, batch("n", Epoch(1), tt.sent...))[0]; again.Items+again.Rejected+again.Losses != 0 {
 				t.Errorf("sent again: %+v, want nothing stored", again)
 			}
 		})
@@ -515,7 +515,7 @@ func testRandom(t *testing.T, open Opener) {
 					}
 					mark[l] = max(mark[l], r.To)
 				}
-				if got := res.Alerts + res.Rejected + res.Duplicates; got != n {
+				if got := res.Items + res.Rejected + res.Duplicates; got != n {
 					t.Fatalf("batch of %d records: %+v does not add up", n, res)
 				}
 			}

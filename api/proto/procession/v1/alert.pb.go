@@ -1300,6 +1300,540 @@ func (x *Evidence) GetMissing() bool {
 	return false
 }
 
+// Item is what one record of an agent's spool holds: one of these, encoded.
+type Item struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*Item_Alert
+	//	*Item_Amendment
+	//	*Item_Coverage
+	Item          isItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Item) Reset() {
+	*x = Item{}
+	mi := &file_procession_v1_alert_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Item) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Item) ProtoMessage() {}
+
+func (x *Item) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Item.ProtoReflect.Descriptor instead.
+func (*Item) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Item) GetItem() isItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *Item) GetAlert() *Alert {
+	if x != nil {
+		if x, ok := x.Item.(*Item_Alert); ok {
+			return x.Alert
+		}
+	}
+	return nil
+}
+
+func (x *Item) GetAmendment() *Amendment {
+	if x != nil {
+		if x, ok := x.Item.(*Item_Amendment); ok {
+			return x.Amendment
+		}
+	}
+	return nil
+}
+
+func (x *Item) GetCoverage() *Coverage {
+	if x != nil {
+		if x, ok := x.Item.(*Item_Coverage); ok {
+			return x.Coverage
+		}
+	}
+	return nil
+}
+
+type isItem_Item interface {
+	isItem_Item()
+}
+
+type Item_Alert struct {
+	Alert *Alert `protobuf:"bytes,1,opt,name=alert,proto3,oneof"`
+}
+
+type Item_Amendment struct {
+	Amendment *Amendment `protobuf:"bytes,2,opt,name=amendment,proto3,oneof"`
+}
+
+type Item_Coverage struct {
+	Coverage *Coverage `protobuf:"bytes,3,opt,name=coverage,proto3,oneof"`
+}
+
+func (*Item_Alert) isItem_Item() {}
+
+func (*Item_Amendment) isItem_Item() {}
+
+func (*Item_Coverage) isItem_Item() {}
+
+// Amendment completes an alert that left before everything about its workload
+// was known. It has the alert's id: the collector shows one alert, with what
+// the amendment says in place of what was unknown.
+type Amendment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Epoch of the alert, 16 bytes; empty: the epoch of this record.
+	Epoch []byte `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Sequence number of the alert in that epoch.
+	Seq uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// When it became known.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// Where the process runs, as in Event. Only set fields count.
+	Container *Container `protobuf:"bytes,4,opt,name=container,proto3" json:"container,omitempty"`
+	Pod       *Pod       `protobuf:"bytes,5,opt,name=pod,proto3" json:"pod,omitempty"`
+	Place     string     `protobuf:"bytes,6,opt,name=place,proto3" json:"place,omitempty"`
+	// Why something is still unknown; empty: nothing is. With "gave-up" in
+	// front when nobody looks any longer.
+	PlaceReason   string `protobuf:"bytes,7,opt,name=place_reason,json=placeReason,proto3" json:"place_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Amendment) Reset() {
+	*x = Amendment{}
+	mi := &file_procession_v1_alert_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Amendment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Amendment) ProtoMessage() {}
+
+func (x *Amendment) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Amendment.ProtoReflect.Descriptor instead.
+func (*Amendment) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Amendment) GetEpoch() []byte {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Amendment) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Amendment) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Amendment) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+func (x *Amendment) GetPod() *Pod {
+	if x != nil {
+		return x.Pod
+	}
+	return nil
+}
+
+func (x *Amendment) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *Amendment) GetPlaceReason() string {
+	if x != nil {
+		return x.PlaceReason
+	}
+	return ""
+}
+
+// Coverage says what a node saw, and what it did not, in a window of time:
+// the difference between quiet and blind. One a minute, and one at the end.
+type Coverage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Since when this agent records without a break.
+	RecordingSince *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=recording_since,json=recordingSince,proto3" json:"recording_since,omitempty"`
+	// recorder, fallback or none, and why it is not the recorder.
+	Capture       string `protobuf:"bytes,4,opt,name=capture,proto3" json:"capture,omitempty"`
+	CaptureReason string `protobuf:"bytes,5,opt,name=capture_reason,json=captureReason,proto3" json:"capture_reason,omitempty"`
+	// Everything below counts within the window.
+	// Events judged, by kind ("Exec").
+	Events map[string]uint64 `protobuf:"bytes,6,rep,name=events,proto3" json:"events,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Events the kernel made and nobody saw, by cause.
+	Lost map[string]uint64 `protobuf:"bytes,7,rep,name=lost,proto3" json:"lost,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Reads of /proc that came too late, by field.
+	Missed map[string]uint64 `protobuf:"bytes,8,rep,name=missed,proto3" json:"missed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Events of processes whose place or pod stayed unknown, by reason.
+	Unresolved map[string]uint64 `protobuf:"bytes,9,rep,name=unresolved,proto3" json:"unresolved,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Messages that did not come from the kernel.
+	Forged uint64 `protobuf:"varint,10,opt,name=forged,proto3" json:"forged,omitempty"`
+	// Evaluations that could not be decided, failed, or were held back by
+	// exception, aggregation, threshold, rate limit or budget.
+	Undecided  uint64            `protobuf:"varint,11,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Failed     uint64            `protobuf:"varint,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	Suppressed map[string]uint64 `protobuf:"bytes,13,rep,name=suppressed,proto3" json:"suppressed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Alerts: matched = spooled + queued + dropped.
+	Alerts  uint64 `protobuf:"varint,14,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	Spooled uint64 `protobuf:"varint,15,opt,name=spooled,proto3" json:"spooled,omitempty"`
+	Acked   uint64 `protobuf:"varint,16,opt,name=acked,proto3" json:"acked,omitempty"`
+	Evicted uint64 `protobuf:"varint,17,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	// Of all time: bytes in the spool and records that wait for an ack.
+	SpoolBytes uint64 `protobuf:"varint,18,opt,name=spool_bytes,json=spoolBytes,proto3" json:"spool_bytes,omitempty"`
+	Unacked    uint64 `protobuf:"varint,19,opt,name=unacked,proto3" json:"unacked,omitempty"`
+	// Heartbeats that travelled from the kernel through a rule: how many were
+	// sent and came back, and the longest way in nanoseconds.
+	BeatsSent uint64 `protobuf:"varint,20,opt,name=beats_sent,json=beatsSent,proto3" json:"beats_sent,omitempty"`
+	BeatsSeen uint64 `protobuf:"varint,21,opt,name=beats_seen,json=beatsSeen,proto3" json:"beats_seen,omitempty"`
+	BeatMaxNs uint64 `protobuf:"varint,22,opt,name=beat_max_ns,json=beatMaxNs,proto3" json:"beat_max_ns,omitempty"`
+	// Policies in force: rules, and the digest of the whole set.
+	Rules          uint32 `protobuf:"varint,23,opt,name=rules,proto3" json:"rules,omitempty"`
+	PoliciesDigest string `protobuf:"bytes,24,opt,name=policies_digest,json=policiesDigest,proto3" json:"policies_digest,omitempty"`
+	// What is missing and what that costs ("CAP_BPF: ...").
+	Impaired []string `protobuf:"bytes,25,rep,name=impaired,proto3" json:"impaired,omitempty"`
+	// Containers that made more events than all others together may, with how
+	// many: what a storm is called in the alert about it.
+	Storms        []*Storm `protobuf:"bytes,26,rep,name=storms,proto3" json:"storms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Coverage) Reset() {
+	*x = Coverage{}
+	mi := &file_procession_v1_alert_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Coverage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Coverage) ProtoMessage() {}
+
+func (x *Coverage) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Coverage.ProtoReflect.Descriptor instead.
+func (*Coverage) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Coverage) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Coverage) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Coverage) GetRecordingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RecordingSince
+	}
+	return nil
+}
+
+func (x *Coverage) GetCapture() string {
+	if x != nil {
+		return x.Capture
+	}
+	return ""
+}
+
+func (x *Coverage) GetCaptureReason() string {
+	if x != nil {
+		return x.CaptureReason
+	}
+	return ""
+}
+
+func (x *Coverage) GetEvents() map[string]uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Coverage) GetLost() map[string]uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *Coverage) GetMissed() map[string]uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return nil
+}
+
+func (x *Coverage) GetUnresolved() map[string]uint64 {
+	if x != nil {
+		return x.Unresolved
+	}
+	return nil
+}
+
+func (x *Coverage) GetForged() uint64 {
+	if x != nil {
+		return x.Forged
+	}
+	return 0
+}
+
+func (x *Coverage) GetUndecided() uint64 {
+	if x != nil {
+		return x.Undecided
+	}
+	return 0
+}
+
+func (x *Coverage) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Coverage) GetSuppressed() map[string]uint64 {
+	if x != nil {
+		return x.Suppressed
+	}
+	return nil
+}
+
+func (x *Coverage) GetAlerts() uint64 {
+	if x != nil {
+		return x.Alerts
+	}
+	return 0
+}
+
+func (x *Coverage) GetSpooled() uint64 {
+	if x != nil {
+		return x.Spooled
+	}
+	return 0
+}
+
+func (x *Coverage) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *Coverage) GetEvicted() uint64 {
+	if x != nil {
+		return x.Evicted
+	}
+	return 0
+}
+
+func (x *Coverage) GetSpoolBytes() uint64 {
+	if x != nil {
+		return x.SpoolBytes
+	}
+	return 0
+}
+
+func (x *Coverage) GetUnacked() uint64 {
+	if x != nil {
+		return x.Unacked
+	}
+	return 0
+}
+
+func (x *Coverage) GetBeatsSent() uint64 {
+	if x != nil {
+		return x.BeatsSent
+	}
+	return 0
+}
+
+func (x *Coverage) GetBeatsSeen() uint64 {
+	if x != nil {
+		return x.BeatsSeen
+	}
+	return 0
+}
+
+func (x *Coverage) GetBeatMaxNs() uint64 {
+	if x != nil {
+		return x.BeatMaxNs
+	}
+	return 0
+}
+
+func (x *Coverage) GetRules() uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+func (x *Coverage) GetPoliciesDigest() string {
+	if x != nil {
+		return x.PoliciesDigest
+	}
+	return ""
+}
+
+func (x *Coverage) GetImpaired() []string {
+	if x != nil {
+		return x.Impaired
+	}
+	return nil
+}
+
+func (x *Coverage) GetStorms() []*Storm {
+	if x != nil {
+		return x.Storms
+	}
+	return nil
+}
+
+// Storm is one container, or the host, that made a flood of events.
+type Storm struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	PodUid      string                 `protobuf:"bytes,2,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	Events      uint64                 `protobuf:"varint,3,opt,name=events,proto3" json:"events,omitempty"`
+	// Events of it that were counted and not judged.
+	Shed          uint64 `protobuf:"varint,4,opt,name=shed,proto3" json:"shed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Storm) Reset() {
+	*x = Storm{}
+	mi := &file_procession_v1_alert_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Storm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Storm) ProtoMessage() {}
+
+func (x *Storm) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Storm.ProtoReflect.Descriptor instead.
+func (*Storm) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Storm) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *Storm) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *Storm) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *Storm) GetShed() uint64 {
+	if x != nil {
+		return x.Shed
+	}
+	return 0
+}
+
 var File_procession_v1_alert_proto protoreflect.FileDescriptor
 
 const file_procession_v1_alert_proto_rawDesc = "" +
@@ -1442,7 +1976,76 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\bEvidence\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x18\n" +
-	"\amissing\x18\x03 \x01(\bR\amissing*\x91\x01\n" +
+	"\amissing\x18\x03 \x01(\bR\amissing\"\xad\x01\n" +
+	"\x04Item\x12,\n" +
+	"\x05alert\x18\x01 \x01(\v2\x14.procession.v1.AlertH\x00R\x05alert\x128\n" +
+	"\tamendment\x18\x02 \x01(\v2\x18.procession.v1.AmendmentH\x00R\tamendment\x125\n" +
+	"\bcoverage\x18\x03 \x01(\v2\x17.procession.v1.CoverageH\x00R\bcoverageB\x06\n" +
+	"\x04item\"\xfa\x01\n" +
+	"\tAmendment\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\fR\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x126\n" +
+	"\tcontainer\x18\x04 \x01(\v2\x18.procession.v1.ContainerR\tcontainer\x12$\n" +
+	"\x03pod\x18\x05 \x01(\v2\x12.procession.v1.PodR\x03pod\x12\x14\n" +
+	"\x05place\x18\x06 \x01(\tR\x05place\x12!\n" +
+	"\fplace_reason\x18\a \x01(\tR\vplaceReason\"\xae\n" +
+	"\n" +
+	"\bCoverage\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12C\n" +
+	"\x0frecording_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0erecordingSince\x12\x18\n" +
+	"\acapture\x18\x04 \x01(\tR\acapture\x12%\n" +
+	"\x0ecapture_reason\x18\x05 \x01(\tR\rcaptureReason\x12;\n" +
+	"\x06events\x18\x06 \x03(\v2#.procession.v1.Coverage.EventsEntryR\x06events\x125\n" +
+	"\x04lost\x18\a \x03(\v2!.procession.v1.Coverage.LostEntryR\x04lost\x12;\n" +
+	"\x06missed\x18\b \x03(\v2#.procession.v1.Coverage.MissedEntryR\x06missed\x12G\n" +
+	"\n" +
+	"unresolved\x18\t \x03(\v2'.procession.v1.Coverage.UnresolvedEntryR\n" +
+	"unresolved\x12\x16\n" +
+	"\x06forged\x18\n" +
+	" \x01(\x04R\x06forged\x12\x1c\n" +
+	"\tundecided\x18\v \x01(\x04R\tundecided\x12\x16\n" +
+	"\x06failed\x18\f \x01(\x04R\x06failed\x12G\n" +
+	"\n" +
+	"suppressed\x18\r \x03(\v2'.procession.v1.Coverage.SuppressedEntryR\n" +
+	"suppressed\x12\x16\n" +
+	"\x06alerts\x18\x0e \x01(\x04R\x06alerts\x12\x18\n" +
+	"\aspooled\x18\x0f \x01(\x04R\aspooled\x12\x14\n" +
+	"\x05acked\x18\x10 \x01(\x04R\x05acked\x12\x18\n" +
+	"\aevicted\x18\x11 \x01(\x04R\aevicted\x12\x1f\n" +
+	"\vspool_bytes\x18\x12 \x01(\x04R\n" +
+	"spoolBytes\x12\x18\n" +
+	"\aunacked\x18\x13 \x01(\x04R\aunacked\x12\x1d\n" +
+	"\n" +
+	"beats_sent\x18\x14 \x01(\x04R\tbeatsSent\x12\x1d\n" +
+	"\n" +
+	"beats_seen\x18\x15 \x01(\x04R\tbeatsSeen\x12\x1e\n" +
+	"\vbeat_max_ns\x18\x16 \x01(\x04R\tbeatMaxNs\x12\x14\n" +
+	"\x05rules\x18\x17 \x01(\rR\x05rules\x12'\n" +
+	"\x0fpolicies_digest\x18\x18 \x01(\tR\x0epoliciesDigest\x12\x1a\n" +
+	"\bimpaired\x18\x19 \x03(\tR\bimpaired\x12,\n" +
+	"\x06storms\x18\x1a \x03(\v2\x14.procession.v1.StormR\x06storms\x1a9\n" +
+	"\vEventsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a7\n" +
+	"\tLostEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
+	"\vMissedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +
+	"\x0fUnresolvedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +
+	"\x0fSuppressedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"o\n" +
+	"\x05Storm\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
+	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12\x16\n" +
+	"\x06events\x18\x03 \x01(\x04R\x06events\x12\x12\n" +
+	"\x04shed\x18\x04 \x01(\x04R\x04shed*\x91\x01\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SEVERITY_INFORMATIONAL\x10\x01\x12\x10\n" +
@@ -1464,7 +2067,7 @@ func file_procession_v1_alert_proto_rawDescGZIP() []byte {
 }
 
 var file_procession_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_procession_v1_alert_proto_goTypes = []any{
 	(Severity)(0),                 // 0: procession.v1.Severity
 	(*Event)(nil),                 // 1: procession.v1.Event
@@ -1479,36 +2082,60 @@ var file_procession_v1_alert_proto_goTypes = []any{
 	(*Alert)(nil),                 // 10: procession.v1.Alert
 	(*Mitre)(nil),                 // 11: procession.v1.Mitre
 	(*Evidence)(nil),              // 12: procession.v1.Evidence
-	nil,                           // 13: procession.v1.Process.SourcesEntry
-	nil,                           // 14: procession.v1.Pod.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*Item)(nil),                  // 13: procession.v1.Item
+	(*Amendment)(nil),             // 14: procession.v1.Amendment
+	(*Coverage)(nil),              // 15: procession.v1.Coverage
+	(*Storm)(nil),                 // 16: procession.v1.Storm
+	nil,                           // 17: procession.v1.Process.SourcesEntry
+	nil,                           // 18: procession.v1.Pod.LabelsEntry
+	nil,                           // 19: procession.v1.Coverage.EventsEntry
+	nil,                           // 20: procession.v1.Coverage.LostEntry
+	nil,                           // 21: procession.v1.Coverage.MissedEntry
+	nil,                           // 22: procession.v1.Coverage.UnresolvedEntry
+	nil,                           // 23: procession.v1.Coverage.SuppressedEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_procession_v1_alert_proto_depIdxs = []int32{
-	15, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
+	24, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 1: procession.v1.Event.process:type_name -> procession.v1.Process
 	2,  // 2: procession.v1.Event.target:type_name -> procession.v1.Process
 	6,  // 3: procession.v1.Event.change:type_name -> procession.v1.Change
 	7,  // 4: procession.v1.Event.exit:type_name -> procession.v1.Exit
 	8,  // 5: procession.v1.Event.container:type_name -> procession.v1.Container
 	9,  // 6: procession.v1.Event.pod:type_name -> procession.v1.Pod
-	15, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
+	24, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: procession.v1.Process.ids:type_name -> procession.v1.IDs
 	4,  // 9: procession.v1.Process.ns:type_name -> procession.v1.Namespaces
 	5,  // 10: procession.v1.Process.exe_file:type_name -> procession.v1.ExeFile
-	13, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
+	17, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
 	2,  // 12: procession.v1.Process.ancestors:type_name -> procession.v1.Process
 	3,  // 13: procession.v1.Change.from:type_name -> procession.v1.IDs
 	3,  // 14: procession.v1.Change.to:type_name -> procession.v1.IDs
-	14, // 15: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
+	18, // 15: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
 	1,  // 16: procession.v1.Alert.event:type_name -> procession.v1.Event
 	0,  // 17: procession.v1.Alert.severity:type_name -> procession.v1.Severity
 	11, // 18: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
 	12, // 19: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	10, // 20: procession.v1.Item.alert:type_name -> procession.v1.Alert
+	14, // 21: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
+	15, // 22: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
+	24, // 23: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
+	8,  // 24: procession.v1.Amendment.container:type_name -> procession.v1.Container
+	9,  // 25: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
+	24, // 26: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
+	24, // 27: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
+	24, // 28: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
+	19, // 29: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
+	20, // 30: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
+	21, // 31: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
+	22, // 32: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
+	23, // 33: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
+	16, // 34: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_alert_proto_init() }
@@ -1517,13 +2144,18 @@ func file_procession_v1_alert_proto_init() {
 		return
 	}
 	file_procession_v1_alert_proto_msgTypes[1].OneofWrappers = []any{}
+	file_procession_v1_alert_proto_msgTypes[12].OneofWrappers = []any{
+		(*Item_Alert)(nil),
+		(*Item_Amendment)(nil),
+		(*Item_Coverage)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_procession_v1_alert_proto_rawDesc), len(file_procession_v1_alert_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

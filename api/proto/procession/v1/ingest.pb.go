@@ -103,6 +103,7 @@ type StreamRequest struct {
 	//	*StreamRequest_Hello
 	//	*StreamRequest_Batch
 	//	*StreamRequest_Heartbeat
+	//	*StreamRequest_Reauth
 	Message       isStreamRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -172,6 +173,15 @@ func (x *StreamRequest) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *StreamRequest) GetReauth() *Reauth {
+	if x != nil {
+		if x, ok := x.Message.(*StreamRequest_Reauth); ok {
+			return x.Reauth
+		}
+	}
+	return nil
+}
+
 type isStreamRequest_Message interface {
 	isStreamRequest_Message()
 }
@@ -188,11 +198,17 @@ type StreamRequest_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,3,opt,name=heartbeat,proto3,oneof"`
 }
 
+type StreamRequest_Reauth struct {
+	Reauth *Reauth `protobuf:"bytes,4,opt,name=reauth,proto3,oneof"`
+}
+
 func (*StreamRequest_Hello) isStreamRequest_Message() {}
 
 func (*StreamRequest_Batch) isStreamRequest_Message() {}
 
 func (*StreamRequest_Heartbeat) isStreamRequest_Message() {}
+
+func (*StreamRequest_Reauth) isStreamRequest_Message() {}
 
 type StreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -446,8 +462,10 @@ type Welcome struct {
 	MaxBatchRecords uint32                 `protobuf:"varint,3,opt,name=max_batch_records,json=maxBatchRecords,proto3" json:"max_batch_records,omitempty"`
 	MaxBatchBytes   uint32                 `protobuf:"varint,4,opt,name=max_batch_bytes,json=maxBatchBytes,proto3" json:"max_batch_bytes,omitempty"`
 	ServerTime      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The stream was authenticated by a token, and Reauth is understood.
+	Reauth        bool `protobuf:"varint,6,opt,name=reauth,proto3" json:"reauth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -513,6 +531,13 @@ func (x *Welcome) GetServerTime() *timestamppb.Timestamp {
 		return x.ServerTime
 	}
 	return nil
+}
+
+func (x *Welcome) GetReauth() bool {
+	if x != nil {
+		return x.Reauth
+	}
+	return false
 }
 
 type Resume struct {
@@ -641,7 +666,7 @@ func (x *Batch) GetLosses() []*Loss {
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Seq   uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	// An encoded Alert.
+	// An encoded Item.
 	Payload []byte `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
 	// CRC32C (Castagnoli) of payload, as spooled.
 	Crc32C        uint32 `protobuf:"varint,3,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
@@ -909,6 +934,54 @@ func (x *Heartbeat) GetAgentTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Reauth shows a new token before the one the stream began with expires. It is
+// only sent when the Welcome allows it, and has no answer: a token that is not
+// accepted ends the stream.
+type Reauth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it would stand in the authorization header behind "Bearer ".
+	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reauth) Reset() {
+	*x = Reauth{}
+	mi := &file_procession_v1_ingest_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reauth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reauth) ProtoMessage() {}
+
+func (x *Reauth) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_ingest_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reauth.ProtoReflect.Descriptor instead.
+func (*Reauth) Descriptor() ([]byte, []int) {
+	return file_procession_v1_ingest_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Reauth) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 // Drain asks the agent to connect again, after a random part of the delay.
 type Drain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -919,7 +992,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_procession_v1_ingest_proto_msgTypes[11]
+	mi := &file_procession_v1_ingest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1004,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_ingest_proto_msgTypes[11]
+	mi := &file_procession_v1_ingest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1017,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_procession_v1_ingest_proto_rawDescGZIP(), []int{11}
+	return file_procession_v1_ingest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Drain) GetDelayMs() uint32 {
@@ -958,11 +1031,12 @@ var File_procession_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_procession_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x1aprocession/v1/ingest.proto\x12\rprocession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n" +
+	"\x1aprocession/v1/ingest.proto\x12\rprocession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x01\n" +
 	"\rStreamRequest\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.procession.v1.HelloH\x00R\x05hello\x12,\n" +
 	"\x05batch\x18\x02 \x01(\v2\x14.procession.v1.BatchH\x00R\x05batch\x128\n" +
-	"\theartbeat\x18\x03 \x01(\v2\x18.procession.v1.HeartbeatH\x00R\theartbeatB\t\n" +
+	"\theartbeat\x18\x03 \x01(\v2\x18.procession.v1.HeartbeatH\x00R\theartbeat\x12/\n" +
+	"\x06reauth\x18\x04 \x01(\v2\x15.procession.v1.ReauthH\x00R\x06reauthB\t\n" +
 	"\amessage\"\xa5\x01\n" +
 	"\x0eStreamResponse\x122\n" +
 	"\awelcome\x18\x01 \x01(\v2\x16.procession.v1.WelcomeH\x00R\awelcome\x12&\n" +
@@ -978,14 +1052,15 @@ const file_procession_v1_ingest_proto_rawDesc = "" +
 	"\x04Lane\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\fR\x05epoch\x12\x1b\n" +
 	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\x12\x12\n" +
-	"\x04made\x18\x03 \x01(\x04R\x04made\"\xe1\x01\n" +
+	"\x04made\x18\x03 \x01(\x04R\x04made\"\xf9\x01\n" +
 	"\aWelcome\x12-\n" +
 	"\x06resume\x18\x01 \x03(\v2\x15.procession.v1.ResumeR\x06resume\x12\x16\n" +
 	"\x06window\x18\x02 \x01(\rR\x06window\x12*\n" +
 	"\x11max_batch_records\x18\x03 \x01(\rR\x0fmaxBatchRecords\x12&\n" +
 	"\x0fmax_batch_bytes\x18\x04 \x01(\rR\rmaxBatchBytes\x12;\n" +
 	"\vserver_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"4\n" +
+	"serverTime\x12\x16\n" +
+	"\x06reauth\x18\x06 \x01(\bR\x06reauth\"4\n" +
 	"\x06Resume\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\fR\x05epoch\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\"\x98\x01\n" +
@@ -1015,7 +1090,9 @@ const file_procession_v1_ingest_proto_rawDesc = "" +
 	"\vevents_lost\x18\x05 \x01(\x04R\n" +
 	"eventsLost\x129\n" +
 	"\n" +
-	"agent_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tagentTime\"\"\n" +
+	"agent_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tagentTime\"\x1e\n" +
+	"\x06Reauth\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"\"\n" +
 	"\x05Drain\x12\x19\n" +
 	"\bdelay_ms\x18\x01 \x01(\rR\adelayMs*\xc2\x01\n" +
 	"\n" +
@@ -1043,7 +1120,7 @@ func file_procession_v1_ingest_proto_rawDescGZIP() []byte {
 }
 
 var file_procession_v1_ingest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_procession_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_procession_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_procession_v1_ingest_proto_goTypes = []any{
 	(LossReason)(0),               // 0: procession.v1.LossReason
 	(*StreamRequest)(nil),         // 1: procession.v1.StreamRequest
@@ -1057,30 +1134,32 @@ var file_procession_v1_ingest_proto_goTypes = []any{
 	(*Loss)(nil),                  // 9: procession.v1.Loss
 	(*Ack)(nil),                   // 10: procession.v1.Ack
 	(*Heartbeat)(nil),             // 11: procession.v1.Heartbeat
-	(*Drain)(nil),                 // 12: procession.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Reauth)(nil),                // 12: procession.v1.Reauth
+	(*Drain)(nil),                 // 13: procession.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_procession_v1_ingest_proto_depIdxs = []int32{
 	3,  // 0: procession.v1.StreamRequest.hello:type_name -> procession.v1.Hello
 	7,  // 1: procession.v1.StreamRequest.batch:type_name -> procession.v1.Batch
 	11, // 2: procession.v1.StreamRequest.heartbeat:type_name -> procession.v1.Heartbeat
-	5,  // 3: procession.v1.StreamResponse.welcome:type_name -> procession.v1.Welcome
-	10, // 4: procession.v1.StreamResponse.ack:type_name -> procession.v1.Ack
-	12, // 5: procession.v1.StreamResponse.drain:type_name -> procession.v1.Drain
-	4,  // 6: procession.v1.Hello.lanes:type_name -> procession.v1.Lane
-	6,  // 7: procession.v1.Welcome.resume:type_name -> procession.v1.Resume
-	13, // 8: procession.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
-	8,  // 9: procession.v1.Batch.records:type_name -> procession.v1.Record
-	9,  // 10: procession.v1.Batch.losses:type_name -> procession.v1.Loss
-	0,  // 11: procession.v1.Loss.reason:type_name -> procession.v1.LossReason
-	13, // 12: procession.v1.Heartbeat.agent_time:type_name -> google.protobuf.Timestamp
-	1,  // 13: procession.v1.IngestService.Stream:input_type -> procession.v1.StreamRequest
-	2,  // 14: procession.v1.IngestService.Stream:output_type -> procession.v1.StreamResponse
-	14, // [14:15] is the sub-list for method output_type
-	13, // [13:14] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 3: procession.v1.StreamRequest.reauth:type_name -> procession.v1.Reauth
+	5,  // 4: procession.v1.StreamResponse.welcome:type_name -> procession.v1.Welcome
+	10, // 5: procession.v1.StreamResponse.ack:type_name -> procession.v1.Ack
+	13, // 6: procession.v1.StreamResponse.drain:type_name -> procession.v1.Drain
+	4,  // 7: procession.v1.Hello.lanes:type_name -> procession.v1.Lane
+	6,  // 8: procession.v1.Welcome.resume:type_name -> procession.v1.Resume
+	14, // 9: procession.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
+	8,  // 10: procession.v1.Batch.records:type_name -> procession.v1.Record
+	9,  // 11: procession.v1.Batch.losses:type_name -> procession.v1.Loss
+	0,  // 12: procession.v1.Loss.reason:type_name -> procession.v1.LossReason
+	14, // 13: procession.v1.Heartbeat.agent_time:type_name -> google.protobuf.Timestamp
+	1,  // 14: procession.v1.IngestService.Stream:input_type -> procession.v1.StreamRequest
+	2,  // 15: procession.v1.IngestService.Stream:output_type -> procession.v1.StreamResponse
+	15, // [15:16] is the sub-list for method output_type
+	14, // [14:15] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_ingest_proto_init() }
@@ -1092,6 +1171,7 @@ func file_procession_v1_ingest_proto_init() {
 		(*StreamRequest_Hello)(nil),
 		(*StreamRequest_Batch)(nil),
 		(*StreamRequest_Heartbeat)(nil),
+		(*StreamRequest_Reauth)(nil),
 	}
 	file_procession_v1_ingest_proto_msgTypes[1].OneofWrappers = []any{
 		(*StreamResponse_Welcome)(nil),
@@ -1104,7 +1184,7 @@ func file_procession_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_procession_v1_ingest_proto_rawDesc), len(file_procession_v1_ingest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

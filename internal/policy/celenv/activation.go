@@ -109,7 +109,7 @@ func (a *Activation) variable(i int) ref.Val {
 	if v := a.memo[i]; v != nil {
 		return v
 	}
-	v, _, err := a.scope.variables[i].prog.Eval(a)
+	v, _, err := a.scope.variables[i].program().Eval(a)
 	if err != nil && !types.IsError(v) {
 		v = types.WrapErr(err)
 	}
@@ -138,7 +138,7 @@ func (t Truth) String() string { return [...]string{"false", "true", "undecided"
 // a condition Failed, and is nil otherwise.
 func (x *Expr) Truth(a *Activation) (Truth, error) {
 	a.enter(x.scope, false)
-	v, _, err := x.prog.Eval(a)
+	v, _, err := x.program().Eval(a)
 	switch v := v.(type) {
 	case types.Bool:
 		if v {
@@ -158,7 +158,7 @@ func (x *Expr) Truth(a *Activation) (Truth, error) {
 // makes ok false, as does an error.
 func (x *Expr) Text(a *Activation) (text string, ok bool) {
 	a.enter(x.scope, true)
-	v, _, err := x.prog.Eval(a)
+	v, _, err := x.program().Eval(a)
 	s, isString := v.(types.String)
 	if err != nil || !isString {
 		return "", false

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common"
@@ -16,12 +17,17 @@ import (
 	"github.com/procession-dev/procession/internal/event"
 )
 
-// An Expr is a compiled expression.
+// An Expr is a compiled expression. It is mostly what it was taken apart to;
+// the program that CEL evaluates is made when somebody asks for it.
 type Expr struct {
 	scope *Scope
-	prog  cel.Program
+	env   *cel.Env // in which it was checked
+	src   string
 	typ   *cel.Type
-	uses  []int // slots of the variables it names, also by way of the policy's own
+	lowered
+	once  sync.Once
+	prog  cel.Program // by program
+	uses  []int       // slots of the variables it names, also by way of the policy's own
 	where []use
 	warns []*Error
 }
@@ -151,12 +157,35 @@ func (s *Scope) compile(src string, want ...*cel.Type) (*Expr, error) {
 	if !slices.ContainsFunc(want, typ.IsExactType) {
 		return nil, Errors{{Line: 1, Col: 1, Msg: fmt.Sprintf("the expression is of type %s; it must be %s", typ, typeList(want)), Text: line(src, 1)}}
 	}
-	prog, err := s.cel.Program(checked, cel.EvalOptions(cel.OptOptimize))
+	low, err := lower(s, s.cel, checked)
 	if err != nil {
 		return nil, Errors{{Msg: err.Error()}}
 	}
-	return &Expr{scope: s, prog: prog, typ: typ, uses: w.uses, where: w.where, warns: w.warns}, nil
+	return &Expr{scope: s, env: s.cel, src: src, typ: typ, lowered: low, uses: w.uses, where: w.where, warns: w.warns}, nil
 }
+
+// program is the expression as CEL evaluates it. That thousands of programs
+// are not kept is what lets thousands of rules fit into some megabytes.
+func (x *Expr) program() cel.Program {
+	x.once.Do(func() {
+		if x.prog != nil {
+			return // a part of another expression
+		}
+		checked, issues := x.env.Compile(x.src)
+		if issues.Err() != nil { // it was checked before
+			panic(issues.Err())
+		}
+		prog, err := x.env.Program(checked, cel.EvalOptions(cel.OptOptimize))
+		if err != nil {
+			panic(err)
+		}
+		x.prog = prog
+	})
+	return x.prog
+}
+
+// Source is the text of the expression; empty for a part of another one.
+func (x *Expr) Source() string { return x.src }
 
 func typeList(ts []*cel.Type) string {
 	names := make([]string, len(ts))

@@ -15,20 +15,61 @@ import (
 type Report struct {
 	File  string
 	Cases []Result
-	// Uncovered lists rules without a case that expects them, or without one
-	// that calls them quiet, and says which.
-	Uncovered []string
+	Rules []Coverage // of every rule the file is about, by policy
 }
 
-// OK says whether all cases passed and every rule is covered.
+// OK says whether all cases passed.
 func (r *Report) OK() bool {
-	return len(r.Uncovered) == 0 && !slices.ContainsFunc(r.Cases, func(c Result) bool { return len(c.Failures) > 0 })
+	return !slices.ContainsFunc(r.Cases, func(c Result) bool { return len(c.Failures) > 0 })
 }
 
 // A Result is the outcome of a case.
 type Result struct {
 	Name     string
+	Events   int
+	Matches  int
 	Failures []string // empty: passed
+}
+
+// Coverage says how many cases a rule has.
+type Coverage struct {
+	Rule     string // its identity
+	File     string // its policy's
+	Positive int    // cases that expect it
+	Negative int    // cases that call it quiet
+}
+
+// Uncovered lists the rules that have not both a case that expects them and
+// one that calls them quiet, all reports taken together, and says which one is
+// missing.
+func Uncovered(reports ...*Report) (out []string) {
+	for _, c := range Covered(reports...) {
+		if c.Positive == 0 {
+			out = append(out, c.Rule+": no case expects it")
+		}
+		if c.Negative == 0 {
+			out = append(out, c.Rule+": no case calls it quiet")
+		}
+	}
+	return out
+}
+
+// Covered adds the coverage of several reports up.
+func Covered(reports ...*Report) (out []Coverage) {
+	at := map[string]int{}
+	for _, r := range reports {
+		for _, c := range r.Rules {
+			i, ok := at[c.Rule]
+			if !ok {
+				at[c.Rule] = len(out)
+				out = append(out, c)
+				continue
+			}
+			out[i].Positive += c.Positive
+			out[i].Negative += c.Negative
+		}
+	}
+	return out
 }
 
 // Run runs the test file name in fsys. An error means that it could not run:
@@ -42,6 +83,30 @@ func Run(c *policy.Compiler, fsys fs.FS, name string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	set, err := f.load(c, fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	r := &runner{set: set, compiler: c, coverage: map[string]*Coverage{}}
+	files := map[string]string{}
+	for _, p := range set.Policies() {
+		files[p.Name] = p.File
+	}
+	out := &Report{File: name}
+	for _, rule := range set.Rules() {
+		r.coverage[rule.ID] = &Coverage{Rule: rule.ID, File: files[rule.Policy]}
+	}
+	for i := range f.Cases {
+		out.Cases = append(out.Cases, r.run(&f.Cases[i]))
+	}
+	for _, rule := range set.Rules() {
+		out.Rules = append(out.Rules, *r.coverage[rule.ID])
+	}
+	return out, nil
+}
+
+// load compiles the policies a test file is about.
+func (f *File) load(c *policy.Compiler, fsys fs.FS, name string) (*policy.Set, error) {
 	var policies []*policy.Policy
 	for _, p := range f.Policies {
 		file := path.Join(path.Dir(name), p)
@@ -61,30 +126,13 @@ func Run(c *policy.Compiler, fsys fs.FS, name string) (*Report, error) {
 			policies = append(policies, compiled)
 		}
 	}
-	set, err := policy.NewSet(policies...)
-	if err != nil {
-		return nil, err
-	}
-	r := &runner{set: set, compiler: c, expected: map[string]bool{}, quiet: map[string]bool{}}
-	out := &Report{File: name}
-	for i := range f.Cases {
-		out.Cases = append(out.Cases, Result{Name: f.Cases[i].Name, Failures: r.run(&f.Cases[i])})
-	}
-	for _, rule := range set.Rules() {
-		if !r.expected[rule.ID] {
-			out.Uncovered = append(out.Uncovered, rule.ID+": no case expects it")
-		}
-		if !r.quiet[rule.ID] {
-			out.Uncovered = append(out.Uncovered, rule.ID+": no case calls it quiet")
-		}
-	}
-	return out, nil
+	return policy.NewSet(policies...)
 }
 
 type runner struct {
-	set             *policy.Set
-	compiler        *policy.Compiler
-	expected, quiet map[string]bool // by id of the rule
+	set      *policy.Set
+	compiler *policy.Compiler
+	coverage map[string]*Coverage // by id of the rule
 }
 
 // find resolves a rule's name, or policy/name, to its id.
@@ -104,8 +152,9 @@ func (r *runner) find(name string) (id string, err error) {
 	return id, nil
 }
 
-func (r *runner) run(c *Case) (failures []string) {
-	fail := func(format string, args ...any) { failures = append(failures, fmt.Sprintf(format, args...)) }
+func (r *runner) run(c *Case) Result {
+	out := Result{Name: c.Name, Events: len(c.Events)}
+	fail := func(format string, args ...any) { out.Failures = append(out.Failures, fmt.Sprintf(format, args...)) }
 	var got []*policy.Match
 	collect := func(m *policy.Match) { got = append(got, m) }
 	engine := policy.NewEngine(r.compiler, policy.Config{Node: "node-1", DryRun: collect})
@@ -118,6 +167,7 @@ func (r *runner) run(c *Case) (failures []string) {
 		}
 		engine.Evaluate(ev, collect)
 	}
+	out.Matches = len(got)
 	stats := map[string]policy.Stats{}
 	for _, s := range engine.Stats() {
 		stats[s.Rule.ID] = s
@@ -128,7 +178,7 @@ func (r *runner) run(c *Case) (failures []string) {
 			fail("expect: %v", err)
 			continue
 		}
-		r.expected[id] = true
+		r.coverage[id].Positive++
 		var rest []*policy.Match
 		n, want := 0, 1
 		for _, m := range got {
@@ -157,7 +207,7 @@ func (r *runner) run(c *Case) (failures []string) {
 			fail("quiet: %v", err)
 			continue
 		}
-		r.quiet[id] = true
+		r.coverage[id].Negative++
 		if s := stats[id]; s.Evaluated == 0 {
 			fail("%s: is not quiet but blind: no event of the case is of its kind and scope", name)
 		} else if s.Matched > 0 {
@@ -167,7 +217,7 @@ func (r *runner) run(c *Case) (failures []string) {
 	r.outcomes("undecided", c.Undecided, stats, func(s policy.Stats) bool { return s.Undecided > 0 }, fail)
 	r.outcomes("suppressed", c.Suppressed, stats, func(s policy.Stats) bool { return s.Suppressed > 0 }, fail)
 	r.outcomes("errors", c.Errors, stats, func(s policy.Stats) bool { return s.Errors+s.MessageErrors > 0 }, fail)
-	return failures
+	return out
 }
 
 func (x *Expect) differs(m *policy.Match) (problems []string) {

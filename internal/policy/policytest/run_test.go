@@ -80,7 +80,7 @@ func TestCoverage(t *testing.T) {
 		"ClusterDetectionPolicy//p/root: no case calls it quiet",
 		"ClusterDetectionPolicy//p/crash: no case expects it", "ClusterDetectionPolicy//p/crash: no case calls it quiet",
 	}
-	if d := cmp.Diff(want, r.Uncovered); d != "" || r.OK() {
+	if d := cmp.Diff(want, Uncovered(r)); d != "" || !r.OK() {
 		t.Errorf("OK %v, -want +got:\n%s", r.OK(), d)
 	}
 }

@@ -89,6 +89,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer conn.Close()
+	pipe.fair.full = conn.Full
 	if _, err := pipe.table.Scan(); err != nil {
 		return err
 	}
@@ -103,6 +104,9 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	out.flush()
 	if lost := pipe.lost.Load(); lost > 0 {
 		fmt.Fprintf(stderr, "%d events were lost\n", lost)
+	}
+	if shed := pipe.fair.shed.Load(); shed > 0 {
+		fmt.Fprintf(stderr, "%d events of storms were not printed, to keep up with the rest\n", shed)
 	}
 	if err != nil {
 		return err

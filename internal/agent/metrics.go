@@ -81,6 +81,8 @@ var metrics = []metric{
 		}),
 	counter("events_judged_total", "Events handed to the rules.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.events.Load())) }),
+	counter("events_shed_total", "Events of a storm that were not handed to the rules, so that the others' could be. The alert Procession//agent/event-storm says whose.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.fair.shed.Load())) }),
 	counter("rule_results_total", "What rules said of the events of their kinds. undecided: a fact was missing. error: the condition failed; the log says which.", []string{"rule", "result"},
 		func(a *agent, put func(float64, ...string)) {
 			for _, s := range a.engine.Stats() {

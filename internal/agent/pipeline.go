@@ -28,6 +28,7 @@ type pipeline struct {
 	log   *slog.Logger
 	clock proctable.Clock
 	now   proctable.Instant // as of the last Idle
+	fair  *shares
 
 	ev       event.Event
 	events   atomic.Uint64 // handed to use
@@ -58,6 +59,7 @@ func pipelineOn(cfg proctable.Config, log *slog.Logger, use func(*event.Event), 
 		log:   log,
 		clock: cfg.Clock,
 		now:   cfg.Clock.Now(),
+		fair:  newShares(),
 	}, nil
 }
 
@@ -79,6 +81,10 @@ func (p *pipeline) handle(ev *event.Event) {
 	if ev.Target != nil {
 		p.who.Resolve(ev.Target)
 	}
+	// What a scan found is little, and was missed once.
+	if !ev.Synthetic && !p.fair.admit(ev) {
+		return
+	}
 	p.events.Add(1)
 	p.use(ev)
 }
@@ -99,6 +105,7 @@ func (p *pipeline) Idle() {
 	}
 	p.now = p.clock.Now()
 	p.table.Tick(p.now.Mono)
+	p.fair.tick(p.now.Mono)
 	if p.idle != nil {
 		p.idle()
 	}

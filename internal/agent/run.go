@@ -179,6 +179,7 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 		return err
 	}
 	a.build.Wall = a.pipe.wall
+	a.pipe.fair.report, a.pipe.fair.over = a.stormAlert, a.stormOver
 	a.sender, err = forward.New(forward.Config{
 		Spool: a.spool, Target: a.flags.collector, TLS: a.tls,
 		Node: a.flags.node, Version: a.version, BootID: bootID(),
@@ -196,6 +197,7 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if err != nil {
 		return err
 	}
+	a.pipe.fair.full = a.conn.Full
 	n, err := a.pipe.table.Scan()
 	if err != nil {
 		return fmt.Errorf("read the processes that run already: %w", err)
@@ -227,17 +229,20 @@ func (a *agent) sayGoodbye() {
 
 // judge is the end of the event path: it runs in the reader's goroutine.
 func (a *agent) judge(ev *event.Event) {
-	a.engine.Evaluate(ev, func(m *policy.Match) {
-		var err error
-		a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], &pb.Item{Item: &pb.Item_Alert{Alert: a.build.Alert(ev, m)}})
-		if err == nil {
-			_, err = a.spool.Append(a.buf)
-		}
-		if err != nil && a.unspooled.Add(1) == 1 {
-			a.log.Error("an alert could not be spooled; it and any later one are counted and reported as lost",
-				"rule", m.Rule.ID, "err", err)
-		}
-	})
+	a.engine.Evaluate(ev, func(m *policy.Match) { a.send(a.build.Alert(ev, m)) })
+}
+
+// send puts an alert into the spool.
+func (a *agent) send(al *pb.Alert) {
+	var err error
+	a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], &pb.Item{Item: &pb.Item_Alert{Alert: al}})
+	if err == nil {
+		_, err = a.spool.Append(a.buf)
+	}
+	if err != nil && a.unspooled.Add(1) == 1 {
+		a.log.Error("an alert could not be spooled; it and any later one are counted and reported as lost",
+			"rule", al.Rule, "err", err)
+	}
 }
 
 // loadRules puts a new set of rules in force.

@@ -42,6 +42,7 @@ type source interface {
 	wait(d time.Duration) error                    // until something comes, wake is called, or d is over
 	wake()
 	losses(tell func(Loss)) error
+	full() float64 // see Conn.Full
 	beatAll() error
 	beaten(since uint64) (ok bool, where string)
 	describe(*Status)
@@ -383,6 +384,12 @@ func (c *Conn) lost(l Loss) {
 
 // Stats may be called by anybody at any time.
 func (c *Conn) Stats() Stats { return c.n.stats() }
+
+// Full is how full the buffer is from which Run reads, 0 to 1. At 1 events are
+// lost. With the recorder it is of this moment, and costs next to nothing;
+// without, as of the last look at the kernel's buffers. It is for the Handler,
+// in its calls.
+func (c *Conn) Full() float64 { return c.src.full() }
 
 // describe renews the status, once it is known what Run's thread may do.
 func (c *Conn) describe() {

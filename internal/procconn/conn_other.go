@@ -31,3 +31,6 @@ func (c *Conn) Status() Status { return Status{} }
 
 // Close does nothing.
 func (c *Conn) Close() error { return nil }
+
+// Full is 0.
+func (c *Conn) Full() float64 { return 0 }

@@ -411,6 +411,10 @@ func (f *fallback) losses(tell func(Loss)) error {
 	return nil
 }
 
+// full is about the socket that a storm fills first; execs have others, one per
+// CPU, which fill no sooner.
+func (f *fallback) full() float64 { return f.bulk.full }
+
 // beatAll makes a heartbeat on every CPU that has a reader, so that each
 // socket proves itself.
 func (f *fallback) beatAll() error {

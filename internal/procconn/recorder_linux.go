@@ -131,6 +131,8 @@ func (r *recording) losses(tell func(Loss)) error {
 	return nil
 }
 
+func (r *recording) full() float64 { return r.rec.Full() }
+
 func (r *recording) idle() bool { return true }
 
 func (r *recording) wait(d time.Duration) error {

@@ -15,7 +15,8 @@ type socket struct {
 	rcvBuf int  // bytes got, as the kernel counts them (twice what was asked)
 	forced bool // SO_RCVBUFFORCE was allowed
 	drops  uint32
-	since  uint64 // when drops was read, ns CLOCK_MONOTONIC
+	full   float64 // share of the buffer in use when drops was read
+	since  uint64  // when drops was read, ns CLOCK_MONOTONIC
 }
 
 // openSocket makes a socket and joins the group, with the filter attached by
@@ -91,7 +92,7 @@ func (s *socket) request(op, ack uint32) error {
 }
 
 // readDrops reads sk_drops: messages that passed the filter and found no room
-// in the buffer. It wraps at 32 bits.
+// in the buffer. It wraps at 32 bits. In passing it sees how full the buffer is.
 func (s *socket) readDrops() (uint32, error) {
 	var v [9]uint32 // SK_MEMINFO_VARS, include/uapi/linux/sock_diag.h
 	n := uint32(unsafe.Sizeof(v))
@@ -102,6 +103,9 @@ func (s *socket) readDrops() (uint32, error) {
 	}
 	if n < uint32(unsafe.Sizeof(v)) {
 		return 0, fmt.Errorf("read SO_MEMINFO: kernel gives %d bytes and no drop count; want 36", n)
+	}
+	if v[1] > 0 { // SK_MEMINFO_RCVBUF
+		s.full = float64(v[0]) / float64(v[1]) // SK_MEMINFO_RMEM_ALLOC
 	}
 	return v[8], nil
 }

@@ -332,6 +332,10 @@ func (r *Recorder) Drain(fn func(*event.Record)) (n int, err error) {
 	}
 }
 
+// Full is how full the ring is now, 0 to 1: of what Drain has not handed over.
+// fn may call it.
+func (r *Recorder) Full() float64 { return float64(r.ring.waiting()) / float64(r.ring.size) }
+
 // DrainRaw is Drain without the decoding: for captures. fn may keep nothing.
 func (r *Recorder) DrainRaw(fn func(raw []byte)) (n int, err error) {
 	end := r.ring.produced()

@@ -379,8 +379,8 @@ type Pod struct {
 	NamespaceLabels      map[string]string // labels of its namespace; nil: not known
 	Annotations          map[string]string // those that were asked for, by configuration
 	ServiceAccount       string
-	// The controller, looked through a ReplicaSet to its Deployment and through
-	// a Job to its CronJob by the rule their names are made by.
+	// The controller: Deployment (found behind its ReplicaSet by the rule such
+	// names are made by), DaemonSet, StatefulSet, Job, ...; "" for a pod of its own.
 	OwnerKind, OwnerName          string
 	HostPID, HostNetwork, HostIPC bool
 }

@@ -335,6 +335,10 @@ func (c *Cluster) writeConf() error {
 		if t.Name() == "cni.conflist" {
 			to = filepath.Join(c.Dir, "etc", "cni", "10-"+t.Name())
 		}
+		// kube-proxy ends when its file is written, even to the same.
+		if old, err := os.ReadFile(to); err == nil && bytes.Equal(old, b.Bytes()) {
+			continue
+		}
 		if err := os.WriteFile(to, b.Bytes(), 0o644); err != nil {
 			return err
 		}

@@ -29,12 +29,13 @@ var keptSysctls = []string{
 	"kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 	"vm/overcommit_memory", "vm/panic_on_oom",
 	"net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding", "net/ipv4/conf/default/forwarding", "net/ipv4/conf/all/route_localnet",
-	"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_tcp_be_liberal",
+	"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_tcp_be_liberal", "net/netfilter/nf_conntrack_tcp_timeout_established",
+	"net/netfilter/nf_conntrack_tcp_timeout_close_wait",
 }
 
-// strayDirs are the directories that the kubelet and libcni make at paths that
-// cannot be configured.
-var strayDirs = []string{"/var/log/containers", "/var/lib/cni/results", "/var/lib/cni"}
+// strayDirs are the directories that the kubelet, libcni and ip make at paths
+// that cannot be configured, the inner ones first.
+var strayDirs = []string{"/var/log/containers", "/var/lib/cni/results", "/var/lib/cni", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet", "/run/netns"}
 
 // A hostState is what the machine was like before the first start.
 type hostState struct {
@@ -66,16 +67,26 @@ func (c *Cluster) saveHost() error {
 	return os.WriteFile(c.hostFile(), b, 0o644)
 }
 
-func (c *Cluster) restoreHost() error {
+func (c *Cluster) hostBefore() (before hostState, err error) {
 	b, err := os.ReadFile(c.hostFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
+	if err != nil {
+		return before, err
 	}
-	var before hostState
 	if err := json.Unmarshal(b, &before); err != nil {
-		return fmt.Errorf("%s: %w", c.hostFile(), err)
+		return before, fmt.Errorf("%s: %w", c.hostFile(), err)
+	}
+	return before, nil
+}
+
+func (c *Cluster) absentBefore(dir string) bool {
+	before, err := c.hostBefore()
+	return err == nil && slices.Contains(before.Absent, dir)
+}
+
+func (c *Cluster) restoreHost() error {
+	before, err := c.hostBefore()
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for k, want := range before.Sysctls {
@@ -382,6 +393,13 @@ func (c *Cluster) removeStrayFiles() error {
 	for _, l := range links {
 		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, c.Dir+"/") {
 			errs = append(errs, removeIfThere(l))
+		}
+	}
+	// Sockets and a checkpoint of the kubelet's device manager, of a kubelet that
+	// was not there before ours.
+	for _, f := range []string{"kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"} {
+		if c.absentBefore("/var/lib/kubelet") {
+			errs = append(errs, removeIfThere(filepath.Join("/var/lib/kubelet/device-plugins", f)))
 		}
 	}
 	results, _ := filepath.Glob("/var/lib/cni/results/" + networkName + "-*")

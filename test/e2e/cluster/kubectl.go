@@ -3,9 +3,12 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -284,4 +287,18 @@ func (c *Cluster) keepEvidence(ctx context.Context, test string) string {
 		}
 	}
 	return dir
+}
+
+// nodeClient trusts what the cluster's authority signed, as a pod does that has
+// the cluster's ca.crt.
+func (c *Cluster) nodeClient() (*http.Client, error) {
+	b, err := os.ReadFile(filepath.Join(c.Dir, "pki", "ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(b) {
+		return nil, errors.New("ca.crt holds no certificate")
+	}
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}, nil
 }

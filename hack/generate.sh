@@ -9,6 +9,7 @@ mkdir -p "$bin"
 (cd tools && go build -o "$bin/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
 	sigs.k8s.io/controller-tools/cmd/controller-gen)
 "$bin/controller-gen" object paths=./api/v1alpha1
+"$bin/controller-gen" crd paths=./api/v1alpha1 output:crd:dir=deploy/helm/procession/crds
 PATH=$bin:$PATH protoc -I api/proto --go_out=api/proto --go_opt=paths=source_relative \
 	--go-grpc_out=api/proto --go-grpc_opt=paths=source_relative \
 	procession/v1/alert.proto procession/v1/ingest.proto

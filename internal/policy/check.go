@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/procession-dev/procession/api/v1alpha1"
@@ -29,6 +30,8 @@ var (
 	objectName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 	ruleName   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 	identifier = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_]*$`)
+	labelText  = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$`)
+	windowForm = regexp.MustCompile(`^([0-9]+(s|m|h))+$`)
 	tactic     = regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
 	technique  = regexp.MustCompile(`^T[0-9]{4}(\.[0-9]{3})?$`)
 )
@@ -39,23 +42,13 @@ var reserved = []string{"as", "break", "const", "continue", "else", "false", "fo
 
 func (c *checker) policy() {
 	p := c.o.Policy
-	switch {
-	case p.Name == "":
-		c.problem("metadata.name", "is missing")
-	case len(p.Name) > 253 || !objectName.MatchString(p.Name):
-		c.problem("metadata.name", "is %.80q; it must be lower-case letters, digits, '-' and '.', at most 253", p.Name)
-	}
-	if p.Namespace != "" {
-		c.problem("metadata.namespace", "is set; a %s is in no namespace", v1alpha1.KindClusterDetectionPolicy)
-	}
-	s := &p.Spec
+	c.meta(p)
+	s := p.Body()
 	oneOf(c, "spec.mode", s.Mode, "", v1alpha1.ModeAlert, v1alpha1.ModeDryRun, v1alpha1.ModeDisabled)
-	for i, t := range s.Scope.Targets {
-		field := fmt.Sprintf("spec.scope.targets[%d]", i)
-		oneOf(c, field, t, v1alpha1.TargetContainers, v1alpha1.TargetHost)
-		if slices.Contains(s.Scope.Targets[:i], t) {
-			c.problem(field, "%s stands here twice", t)
-		}
+	c.scope("spec.scope", p.Where())
+	if l := s.RateLimit; l != nil {
+		c.within("spec.rateLimit.alerts", int(l.Alerts), 1, v1alpha1.MaxRateAlerts)
+		c.window("spec.rateLimit.window", l.Window)
 	}
 	c.count("spec.lists", len(s.Lists), v1alpha1.MaxLists)
 	names := map[string]bool{}
@@ -77,6 +70,117 @@ func (c *checker) policy() {
 	}
 }
 
+func (c *checker) meta(p v1alpha1.Policy) {
+	switch name := p.GetName(); {
+	case name == "":
+		c.problem("metadata.name", "is missing")
+	case len(name) > 253 || !objectName.MatchString(name):
+		c.problem("metadata.name", "is %.80q; it must be lower-case letters, digits, '-' and '.', at most 253", name)
+	}
+	namespaced := p.PolicyKind() == v1alpha1.KindDetectionPolicy
+	switch ns := p.GetNamespace(); {
+	case namespaced && ns == "":
+		c.problem("metadata.namespace", "is missing; a %s is about the pods of its namespace", p.PolicyKind())
+	case namespaced && (len(ns) > 63 || !ruleName.MatchString(ns)):
+		c.problem("metadata.namespace", "is %.80q; it must be lower-case letters, digits and '-', at most 63", ns)
+	case !namespaced && ns != "":
+		c.problem("metadata.namespace", "is set; a %s is in no namespace", p.PolicyKind())
+	}
+}
+
+func (c *checker) scope(field string, s *v1alpha1.Scope) {
+	for i, t := range s.Targets {
+		at := fmt.Sprintf("%s.targets[%d]", field, i)
+		oneOf(c, at, t, v1alpha1.TargetContainers, v1alpha1.TargetHost)
+		if slices.Contains(s.Targets[:i], t) {
+			c.problem(at, "%s stands here twice", t)
+		}
+	}
+	c.selector(field+".namespaceSelector", s.NamespaceSelector)
+	c.selector(field+".podSelector", s.PodSelector)
+	c.selector(field+".nodeSelector", s.NodeSelector)
+	c.count(field+".containers", len(s.Containers), v1alpha1.MaxContainers)
+	names := map[string]bool{}
+	for i, n := range s.Containers {
+		c.name(fmt.Sprintf("%s.containers[%d]", field, i), n, ruleName, "lower-case letters, digits and '-'", names)
+	}
+	if len(s.Targets) > 0 && !slices.Contains(s.Targets, v1alpha1.TargetContainers) &&
+		(s.NamespaceSelector != nil || s.PodSelector != nil || len(s.Containers) > 0) {
+		c.problem(field, "selects namespaces, pods or containers, and its targets are hosts alone")
+	}
+}
+
+func (c *checker) selector(field string, s *v1alpha1.Selector) {
+	if s == nil {
+		return
+	}
+	c.count(field+".matchLabels", len(s.MatchLabels), v1alpha1.MaxSelector)
+	for key, value := range s.MatchLabels {
+		c.label(field+".matchLabels", key, value)
+	}
+	c.count(field+".matchExpressions", len(s.MatchExpressions), v1alpha1.MaxSelector)
+	for i, r := range s.MatchExpressions {
+		at := fmt.Sprintf("%s.matchExpressions[%d]", field, i)
+		c.label(at+".key", r.Key)
+		oneOf(c, at+".operator", r.Operator, v1alpha1.OpIn, v1alpha1.OpNotIn, v1alpha1.OpExists, v1alpha1.OpDoesNotExist)
+		c.count(at+".values", len(r.Values), v1alpha1.MaxSelectorValues)
+		takes := r.Operator == v1alpha1.OpIn || r.Operator == v1alpha1.OpNotIn
+		if takes != (len(r.Values) > 0) {
+			c.problem(at+".values", "In and NotIn take values, Exists and DoesNotExist take none")
+		}
+		for _, v := range r.Values {
+			c.label(at+".values", r.Key, v)
+		}
+	}
+}
+
+// label checks a label's key and values by Kubernetes' rules: no pod can have
+// another, and a selector for one selects nothing.
+func (c *checker) label(field, key string, values ...v1alpha1.LabelValue) {
+	prefix, name, ok := strings.Cut(key, "/")
+	if !ok {
+		prefix, name = "", key
+	}
+	if len(name) > 63 || !labelText.MatchString(name) || ok && (len(prefix) > 253 || !objectName.MatchString(prefix)) {
+		c.problem(field, "%.80q is not the key of a label", key)
+	}
+	for _, v := range values {
+		if len(v) > 63 || v != "" && !labelText.MatchString(string(v)) {
+			c.problem(field, "%.80q is not the value of a label", string(v))
+		}
+	}
+}
+
+// within checks the bounds of a number.
+func (c *checker) within(field string, n, least, most int) {
+	if n < least || n > most {
+		c.problem(field, "is %d; it must be from %d to %d", n, least, most)
+	}
+}
+
+// window checks a length of time.
+func (c *checker) window(field, text string) {
+	switch d, err := time.ParseDuration(text); {
+	case text == "":
+		c.problem(field, "is missing; write it like 5m")
+	case err != nil || len(text) > 16 || !windowForm.MatchString(text):
+		c.problem(field, "is %.32q; write it in whole hours, minutes and seconds, like 90s or 1h30m", text)
+	case d < v1alpha1.MinWindow || d > v1alpha1.MaxWindow:
+		c.problem(field, "is %s; it must be from 1s to 24h", text)
+	}
+}
+
+// keys checks the expressions that matches are counted by; what is in them is
+// the compiler's affair.
+func (c *checker) keys(field string, by []string) {
+	c.count(field, len(by), v1alpha1.MaxKeys)
+	for i, k := range by {
+		if len(k) > v1alpha1.MaxKeyBytes {
+			c.problem(fmt.Sprintf("%s[%d]", field, i), "has %d bytes; at most %d are allowed", len(k), v1alpha1.MaxKeyBytes)
+		}
+	}
+}
+
 func (c *checker) list(field string, l *v1alpha1.List, names map[string]bool) {
 	c.name(field+".name", l.Name, identifier, "a letter, then letters, digits and '_'", names)
 	if len(l.Values) == 0 {
@@ -93,13 +197,12 @@ func (c *checker) list(field string, l *v1alpha1.List, names map[string]bool) {
 	}
 }
 
-func (c *checker) rule(field string, r *v1alpha1.Rule, names map[string]bool) {
-	c.name(field+".name", r.Name, ruleName, "lower-case letters, digits and '-'", names)
+func (c *checker) events(field string, r *v1alpha1.Rule) {
 	if len(r.Events) == 0 {
-		c.problem(field+".events", "is empty; the rule would never be evaluated")
+		c.problem(field, "is empty; the rule would never be evaluated")
 	}
 	for i, k := range r.Events {
-		at := fmt.Sprintf("%s.events[%d]", field, i)
+		at := fmt.Sprintf("%s[%d]", field, i)
 		if kind, ok := event.KindByName(string(k)); !ok || kind.String() != string(k) {
 			var names []string
 			for _, k := range event.AllKinds() {
@@ -110,6 +213,20 @@ func (c *checker) rule(field string, r *v1alpha1.Rule, names map[string]bool) {
 		if slices.Contains(r.Events[:i], k) {
 			c.problem(at, "%s stands here twice", k)
 		}
+	}
+}
+
+func (c *checker) rule(field string, r *v1alpha1.Rule, names map[string]bool) {
+	c.name(field+".name", r.Name, ruleName, "lower-case letters, digits and '-'", names)
+	c.events(field+".events", r)
+	if t := r.Threshold; t != nil {
+		c.keys(field+".threshold.by", t.By)
+		c.within(field+".threshold.count", int(t.Count), v1alpha1.MinThreshold, v1alpha1.MaxThreshold)
+		c.window(field+".threshold.window", t.Window)
+	}
+	if a := r.Aggregate; a != nil {
+		c.keys(field+".aggregate.by", a.By)
+		c.window(field+".aggregate.window", a.Window)
 	}
 	if r.Severity == "" {
 		c.problem(field+".severity", "is missing; it must be Critical, High, Medium, Low or Informational")

@@ -29,6 +29,8 @@ func (c *Compiler) Env() *celenv.Env { return c.env }
 
 // A Policy is a compiled policy. It never changes.
 type Policy struct {
+	Kind       string
+	Namespace  string // of a DetectionPolicy; empty for policies of the cluster
 	Name       string
 	File       string // where it came from
 	Generation int64  // metadata.generation; 0 for a file
@@ -36,12 +38,19 @@ type Policy struct {
 	Mode       v1alpha1.Mode
 	Rules      []*Rule
 	Warnings   Errors // what compiles and is probably not meant
+
+	scope *scope
+	limit *limit // nil: none
 }
+
+// FullName names the policy among all of a node: see Object.FullName.
+func (p *Policy) FullName() string { return fullName(p.Namespace, p.Name) }
 
 // A Rule is a compiled rule. It never changes, and neither may what it points
 // to.
 type Rule struct {
 	ID         string // kind/namespace/policy/rule: its identity in alerts
+	Namespace  string // of its DetectionPolicy; empty for policies of the cluster
 	Policy     string // name of the policy
 	Title      string // never empty: the name, when the policy gives none
 	Mode       v1alpha1.Mode
@@ -49,12 +58,14 @@ type Rule struct {
 	Digest     string // of the policy
 	Spec       *v1alpha1.Rule
 
-	kinds      []event.Kind
-	places     [numPlaces]bool
+	policy     *Policy
+	kinds      event.Kinds
 	condition  *celenv.Expr
 	message    *celenv.Expr // nil: plain
 	plain      string
 	exceptions []exception
+	threshold  *repeats // nil: none
+	aggregate  *repeats // nil: none
 }
 
 type exception struct {
@@ -63,7 +74,18 @@ type exception struct {
 	applies *celenv.Expr
 }
 
-const numPlaces = int(event.PlaceContainer) + 1
+// repeats say which matches are counted together, and for how long.
+type repeats struct {
+	by     []*celenv.Expr
+	count  int // of a threshold
+	window time.Duration
+}
+
+// A limit is so many alerts in a window.
+type limit struct {
+	alerts int
+	window time.Duration
+}
 
 // Severity of a match.
 func (r *Rule) Severity() v1alpha1.Severity { return r.Spec.Severity }
@@ -85,10 +107,14 @@ func (c *Compiler) Compile(o *Object) (*Policy, error) {
 	if len(check.errs) > 0 {
 		return nil, check.errs // expressions over broken lists would only repeat it
 	}
-	spec := &o.Policy.Spec
-	p := &Policy{Name: o.Policy.Name, File: o.File, Generation: o.Policy.Generation, Digest: o.Digest, Mode: spec.Mode}
+	spec := o.Policy.Body()
+	p := &Policy{Kind: o.Policy.PolicyKind(), Namespace: o.Policy.GetNamespace(), Name: o.Policy.GetName(), File: o.File,
+		Generation: o.Policy.GetGeneration(), Digest: o.Digest, Mode: spec.Mode, scope: newScope(o.Policy)}
 	if p.Mode == "" {
 		p.Mode = v1alpha1.ModeAlert
+	}
+	if l := spec.RateLimit; l != nil {
+		p.limit = &limit{int(l.Alerts), duration(l.Window)}
 	}
 	b := builder{o: o, p: p}
 	if err := b.scope(c.env); err != nil {
@@ -114,12 +140,16 @@ type builder struct {
 }
 
 func (b *builder) scope(env *celenv.Env) error {
-	spec := &b.o.Policy.Spec
+	spec := b.o.Policy.Body()
 	lists := make(map[string][]string, len(spec.Lists))
 	for _, l := range spec.Lists {
 		lists[l.Name] = l.Values
 	}
-	s, err := env.NewScope(lists)
+	scope := env.NewScope
+	if b.p.Namespace != "" {
+		scope = env.NewTenantScope
+	}
+	s, err := scope(lists)
 	if err != nil {
 		return Errors{b.o.problem("spec.lists", "%s", err)}
 	}
@@ -134,9 +164,9 @@ func (b *builder) scope(env *celenv.Env) error {
 
 func (b *builder) rule(field string, spec *v1alpha1.Rule) *Rule {
 	r := &Rule{
-		ID:     v1alpha1.KindClusterDetectionPolicy + "//" + b.p.Name + "/" + spec.Name,
-		Policy: b.p.Name, Title: spec.Title, Generation: b.p.Generation, Digest: b.p.Digest,
-		Spec: spec.DeepCopy(), Mode: spec.Mode,
+		ID:        b.p.Kind + "/" + b.p.Namespace + "/" + b.p.Name + "/" + spec.Name,
+		Namespace: b.p.Namespace, Policy: b.p.Name, Title: spec.Title, Generation: b.p.Generation, Digest: b.p.Digest,
+		Spec: spec.DeepCopy(), Mode: spec.Mode, policy: b.p,
 	}
 	if r.Title == "" {
 		r.Title = spec.Name
@@ -149,14 +179,7 @@ func (b *builder) rule(field string, spec *v1alpha1.Rule) *Rule {
 	}
 	for _, k := range spec.Events {
 		kind, _ := event.KindByName(string(k)) // checked before
-		r.kinds = append(r.kinds, kind)
-	}
-	targets := b.o.Policy.Spec.Scope.Targets
-	r.places[event.PlaceUnknown] = true
-	r.places[event.PlaceHost], r.places[event.PlaceContainer] = len(targets) == 0, len(targets) == 0
-	for _, t := range targets {
-		r.places[map[v1alpha1.Target]event.Place{
-			v1alpha1.TargetHost: event.PlaceHost, v1alpha1.TargetContainers: event.PlaceContainer}[t]] = true
+		r.kinds |= event.KindSet(kind)
 	}
 	r.condition = b.expression(field+".condition", r.kinds, func() (*celenv.Expr, error) { return b.s.Condition(spec.Condition) })
 	if r.condition != nil && len(r.condition.Uses()) == 0 {
@@ -174,13 +197,34 @@ func (b *builder) rule(field string, spec *v1alpha1.Rule) *Rule {
 		e.applies = b.expression(at, r.kinds, func() (*celenv.Expr, error) { return b.s.Condition(x.Condition) })
 		r.exceptions = append(r.exceptions, e)
 	}
+	if t := spec.Threshold; t != nil {
+		r.threshold = b.repeats(field+".threshold.by", r.kinds, t.By, t.Window)
+		r.threshold.count = int(t.Count)
+	}
+	if a := spec.Aggregate; a != nil {
+		r.aggregate = b.repeats(field+".aggregate.by", r.kinds, a.By, a.Window)
+	}
 	return r
 }
 
-func (b *builder) expression(field string, kinds []event.Kind, compile func() (*celenv.Expr, error)) *celenv.Expr {
+func (b *builder) repeats(field string, kinds event.Kinds, by []string, window string) *repeats {
+	out := &repeats{window: duration(window)}
+	for i, src := range by {
+		out.by = append(out.by, b.expression(fmt.Sprintf("%s[%d]", field, i), kinds, func() (*celenv.Expr, error) { return b.s.Key(src) }))
+	}
+	return out
+}
+
+// duration reads a window that was checked before.
+func duration(text string) time.Duration {
+	d, _ := time.ParseDuration(text)
+	return d
+}
+
+func (b *builder) expression(field string, kinds event.Kinds, compile func() (*celenv.Expr, error)) *celenv.Expr {
 	x, err := compile()
 	if err == nil {
-		err = x.FilledBy(kinds)
+		err = x.FilledBy(kindList(kinds))
 	}
 	if err != nil {
 		b.failed(field, err)
@@ -190,6 +234,15 @@ func (b *builder) expression(field string, kinds []event.Kind, compile func() (*
 		b.warn(field, "%s", w)
 	}
 	return x
+}
+
+func kindList(set event.Kinds) (list []event.Kind) {
+	for _, k := range event.AllKinds() {
+		if set.Has(k) {
+			list = append(list, k)
+		}
+	}
+	return list
 }
 
 func (b *builder) warn(field, format string, args ...any) {

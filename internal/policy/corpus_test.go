@@ -83,11 +83,11 @@ func TestCorpusValues(t *testing.T) {
 		p := v1alpha1.ClusterDetectionPolicy{
 			TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.KindClusterDetectionPolicy},
 			ObjectMeta: metav1.ObjectMeta{Name: "corpus"},
-			Spec: v1alpha1.ClusterDetectionPolicySpec{
+			Spec: v1alpha1.ClusterDetectionPolicySpec{PolicySpec: v1alpha1.PolicySpec{
 				Lists: []v1alpha1.List{{Name: "values", Values: list}},
 				Rules: []v1alpha1.Rule{{Name: "r", Events: []v1alpha1.EventKind{"Exec"}, Severity: "Low",
 					Condition: "process.cmdline.containsAny(lists.values) && process.args.exists(a, a in lists.values)"}},
-			},
+			}},
 		}
 		text, err := yaml.Marshal(p)
 		if err != nil {

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,37 +11,66 @@ import (
 	"github.com/procession-dev/procession/api/v1alpha1"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy/celenv"
+	"github.com/procession-dev/procession/internal/policy/match"
 )
 
 // Config configures an Engine. The zero value works.
 type Config struct {
 	// Node is the value of node.name; empty when it is not known.
 	Node string
+	// NodeLabels are what nodeSelector looks at. Nil: not known, and rules
+	// with a nodeSelector are at best undecided.
+	NodeLabels map[string]string
+	// Budget bounds what each namespace's policies may cost.
+	Budget Budget
 	// DryRun is called for each match of a rule in dry run, on the goroutine
 	// of Evaluate. Nil: such matches are only counted.
 	DryRun func(*Match)
 	// Log is told when a rule fails: once for each rule of a set, the rest is
 	// counted. Nil: nobody is.
 	Log *slog.Logger
+
+	clock func() time.Duration // for tests; nil: the processor's
 }
 
-// An Engine evaluates rules. Evaluate is called from one goroutine; Swap, Set
-// and Stats from any.
+// An Engine evaluates rules. Evaluate, Reconsider, Tick and Flush are called
+// from one goroutine; Swap, Set, Stats and Namespaces from any.
 type Engine struct {
 	cfg    Config
-	act    *celenv.Activation // of Evaluate's goroutine
+	env    *celenv.Env
 	loaded atomic.Pointer[loaded]
 
-	mu    sync.Mutex                // guards what follows; taken by Swap alone
-	rules map[string]*counters      // by rule
-	hits  map[string]*atomic.Uint64 // by exception
+	// Of Evaluate's goroutine.
+	act     *celenv.Activation
+	view    view
+	holds   map[string]*holder // by namespace
+	now     int64              // the latest time of an event, ns
+	current *loaded            // what the last event was judged by
+	places  map[*event.Workload]*place
+	classes map[string]*class // those of current, by content
+
+	mu     sync.Mutex                // guards what follows
+	rules  map[string]*counters      // by rule
+	hits   map[string]*atomic.Uint64 // by exception
+	tenant map[string]*tenantState   // by namespace
+	counts []*class                  // what Evaluate counts in, for Stats
 }
 
-// loaded is a set and the meters of its rules, in the same order.
+// loaded is a set that was made ready: meters and matchers.
 type loaded struct {
 	set    *Set
-	meters []meter
-	told   []bool // of each rule: its failure was logged; Evaluate's goroutine only
+	meters []meter      // of the set's rules
+	groups []readyGroup // of the set's groups
+	told   []bool       // of each rule: its failure was logged; Evaluate's goroutine only
+}
+
+// readyGroup is a group with what evaluates it.
+type readyGroup struct {
+	*group
+	matcher *match.Matcher
+	costs   []cost       // of each rule
+	off     match.Bits   // rules that are over budget
+	tenant  *tenantState // nil for the cluster's
 }
 
 // NewEngine makes an engine without rules, for sets of policies compiled by c.
@@ -48,8 +78,15 @@ func NewEngine(c *Compiler, cfg Config) *Engine {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{cfg: cfg, act: c.env.NewActivation(cfg.Node)}
-	e.loaded.Store(&loaded{set: new(Set)})
+	if cfg.clock == nil {
+		start := time.Now()
+		cfg.clock = func() time.Duration { return time.Since(start) }
+	}
+	cfg.Budget = cfg.Budget.withDefaults()
+	e := &Engine{cfg: cfg, env: c.env, act: c.env.NewActivation(cfg.Node), holds: map[string]*holder{}}
+	empty := &loaded{set: new(Set)}
+	e.loaded.Store(empty)
+	e.adopt(empty, nil)
 	return e
 }
 
@@ -57,45 +94,115 @@ func NewEngine(c *Compiler, cfg Config) *Engine {
 func (e *Engine) Set() *Set { return e.loaded.Load().set }
 
 // Swap puts a set in force, from the next event on. A rule that was there
-// before goes on counting; the counts of rules that are gone are dropped.
-func (e *Engine) Swap(s *Set) {
+// before goes on counting; the counts of rules that are gone are dropped. What
+// a namespace's policies exceed its budget by is left out, see Namespaces. An
+// error is a mistake of ours; the set in force then stays.
+func (e *Engine) Swap(s *Set) error {
+	old := e.loaded.Load()
+	next := &loaded{set: s, told: make([]bool, len(s.rules))}
+	for _, g := range s.groups {
+		r := readyGroup{group: g}
+		if same := old.same(g); same != nil {
+			r.matcher, r.costs = same.matcher, same.costs
+		} else {
+			var err error
+			if r.matcher, err = match.New(e.env, matchRules(g)); err != nil {
+				return fmt.Errorf("put rules in force: %w", err)
+			}
+			r.costs = costs(r.matcher, g.rules)
+		}
+		next.groups = append(next.groups, r)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.loaded.Store(&loaded{set: s, meters: e.metersLocked(s), told: make([]bool, len(s.rules))})
+	e.budgetLocked(next)
+	next.meters = e.metersLocked(s)
+	e.loaded.Store(next)
+	return nil
 }
 
-// Evaluate judges ev by every rule in force and calls emit for each match. The
-// match belongs to the receiver. ev is only read, and not kept.
-func (e *Engine) Evaluate(ev *event.Event, emit func(*Match)) {
-	l := e.loaded.Load()
-	rules := l.set.rulesFor(ev)
-	if len(rules) == 0 {
-		return
+func matchRules(g *group) []match.Rule {
+	rules := make([]match.Rule, len(g.rules))
+	for i, r := range g.rules {
+		rules[i] = match.Rule{Condition: r.condition, Kinds: r.kinds}
+		for _, x := range r.exceptions {
+			rules[i].Exceptions = append(rules[i].Exceptions, x.applies)
+		}
 	}
-	e.act.Reset(ev)
-	// One by one. An evaluator that shares work between rules would replace
-	// this loop: it has the whole set and the event here.
-	for _, i := range rules {
-		r, m := l.set.rules[i], l.meters[i]
-		v := e.judge(r, ev.Time)
-		if v.err != nil && !l.told[i] {
-			l.told[i] = true
+	return rules
+}
+
+// same finds a group whose rules are the same, and whose matcher will do.
+func (l *loaded) same(g *group) *readyGroup {
+	for i := range l.groups {
+		if old := &l.groups[i]; old.namespace == g.namespace && slices.Equal(old.rules, g.rules) {
+			return old
+		}
+	}
+	return nil
+}
+
+// Evaluate judges ev by every rule in force and calls emit for each match: see
+// Match for what belongs to whom. ev is only read, and not kept.
+//
+// It reports whether a rule stayed undecided, or was not asked, because it was
+// not known which pod the process runs in: Reconsider is for when it is.
+func (e *Engine) Evaluate(ev *event.Event, emit func(*Match)) (open bool) {
+	l := e.loaded.Load()
+	if l != e.current {
+		e.adopt(l, emit)
+	}
+	e.advance(ev, emit)
+	c := e.classOf(ev)
+	if c == nil {
+		return false
+	}
+	c.events.Add(1)
+	if len(c.parts) > 0 {
+		e.act.Reset(ev)
+	}
+	open = len(c.unplaced) > 0
+	for i := range c.parts {
+		open = e.part(l, &c.parts[i], ev, emit) || open
+	}
+	return open && incomplete(ev.Process.Workload)
+}
+
+// part judges ev by the rules of one group. It reports whether one of them is
+// undecided.
+func (e *Engine) part(l *loaded, p *part, ev *event.Event, emit func(*Match)) (undecided bool) {
+	g := &l.groups[p.group]
+	if g.tenant != nil {
+		start, ok := g.tenant.begin(e.cfg.clock)
+		if !ok {
+			p.overBudget.Add(1)
+			return false
+		}
+		defer func() { g.tenant.end(e.cfg.clock, start) }()
+	}
+	for _, hit := range g.matcher.Evaluate(e.act, p.rules) {
+		n := g.first + hit.Rule
+		r, m := l.set.rules[n], l.meters[n]
+		v := verdict{truth: hit.Truth, err: hit.Err, exception: -1}
+		if v.truth == celenv.True && p.some && p.unsure.Has(hit.Rule) {
+			v.truth = celenv.Undecided
+		}
+		e.exceptions(g.matcher, hit.Rule, r, ev.Time, &v)
+		undecided = undecided || v.truth == celenv.Undecided || v.unsure
+		if v.err != nil && !l.told[n] {
+			l.told[n] = true
 			e.cfg.Log.Warn("rule failed; further failures of it are only counted", "rule", r.ID, "err", v.err)
 		}
-		if !m.account(r, v, ev.Time) {
-			continue
+		if m.account(r, v, ev.Time) {
+			e.settle(r, m, v, ev, emit)
 		}
-		match := e.match(r, m, v)
-		if r.Mode == v1alpha1.ModeDryRun {
-			m.dryRun.Add(1)
-			if match.DryRun = true; e.cfg.DryRun != nil {
-				e.cfg.DryRun(match)
-			}
-			continue
-		}
-		m.alerts.Add(1)
-		emit(match)
 	}
+	return undecided
+}
+
+// incomplete says whether more may become known of where a process runs.
+func incomplete(w *event.Workload) bool {
+	return placeOf(w) == event.PlaceUnknown || w.PodUID != "" && (w.Pod == nil || w.ContainerName == "" && !w.Sandbox)
 }
 
 // A verdict is what a rule says about an event.
@@ -103,47 +210,33 @@ type verdict struct {
 	truth     celenv.Truth
 	exception int   // the one that silenced it; -1 none
 	unsure    bool  // an exception could not be decided
+	late      bool  // it was undecided at first
 	err       error // the last failure
 }
 
-// judge evaluates condition and exceptions. A panic in there is a bug, of ours
-// or of the library; it becomes a failed rule, and the next one is evaluated.
-func (e *Engine) judge(r *Rule, now time.Time) (v verdict) {
-	defer func() {
-		if p := recover(); p != nil {
-			v = verdict{truth: celenv.Failed, exception: -1, err: fmt.Errorf("panic: %v", p)}
-		}
-	}()
-	v.exception = -1
-	if v.truth, v.err = r.condition.Truth(e.act); v.truth == celenv.False {
-		return v
-	}
+// exceptions asks whether what matched is known and wanted.
+func (e *Engine) exceptions(m *match.Matcher, rule int, r *Rule, now time.Time, v *verdict) {
 	for i := range r.exceptions {
 		x := &r.exceptions[i]
 		if !x.until.IsZero() && !now.Before(x.until) {
 			continue
 		}
-		t, err := x.applies.Truth(e.act)
-		if t == celenv.True {
+		got := m.Exception(rule, i)
+		if got.Truth == celenv.True {
 			v.exception = i
-			return v
+			return
 		}
-		if t != celenv.False {
+		if got.Truth != celenv.False {
 			v.unsure = true
 		}
-		if err != nil {
-			v.err = fmt.Errorf("exception %s: %w", x.name, err)
+		if got.Err != nil {
+			v.err = fmt.Errorf("exception %s: %w", x.name, got.Err)
 		}
 	}
-	return v
 }
 
-// account counts a verdict and says whether it is a match.
+// account counts a verdict that is not False and says whether it is a match.
 func (m meter) account(r *Rule, v verdict, now time.Time) bool {
-	m.evaluated.Add(1)
-	if v.truth == celenv.False {
-		return false
-	}
 	if v.err != nil {
 		m.fail(v.err)
 	}
@@ -169,4 +262,48 @@ func (m meter) account(r *Rule, v verdict, now time.Time) bool {
 		m.undecidedAlerts.Add(1)
 	}
 	return r.alerting()
+}
+
+// settle takes a match on its way: threshold, aggregate, rate limit, emit.
+func (e *Engine) settle(r *Rule, m meter, v verdict, ev *event.Event, emit func(*Match)) {
+	h := e.holder(r.Namespace)
+	var stands *Aggregated
+	if r.threshold != nil {
+		if stands = h.count(e.act, r, m, v, ev); stands == nil {
+			m.belowThreshold.Add(1)
+			return
+		}
+	}
+	var w *window
+	if r.aggregate != nil {
+		var repeat bool
+		if w, repeat = h.window(e, r, m, v, ev, emit); repeat {
+			m.aggregated.Add(1)
+			h.repeat(e, w, v, ev)
+			return
+		}
+	}
+	if r.Mode != v1alpha1.ModeDryRun && !h.allow(r.policy) {
+		m.rateLimited.Add(1)
+		return
+	}
+	match := e.match(r, m, v, ev)
+	match.Aggregated = stands
+	e.hand(match, m, emit)
+	if w != nil {
+		w.first = match.Seq
+	}
+}
+
+// hand gives a match to whoever it is for.
+func (e *Engine) hand(match *Match, m meter, emit func(*Match)) {
+	if match.Rule.Mode == v1alpha1.ModeDryRun {
+		m.dryRun.Add(1)
+		if match.DryRun = true; e.cfg.DryRun != nil {
+			e.cfg.DryRun(match)
+		}
+		return
+	}
+	m.alerts.Add(1)
+	emit(match)
 }

@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy/celenv"
 )
 
@@ -16,10 +17,26 @@ const (
 	MaxEvidence = 1024 // bytes of one value in the evidence
 )
 
-// A Match says that a rule matched an event. It holds copies and refers to
-// nothing but the rule.
+// A Match says that a rule matched an event. It belongs to the receiver; the
+// event does not.
 type Match struct {
 	Rule *Rule
+
+	// Event is what an alert may tell of what happened: the event itself, or,
+	// for a rule of a namespace, what that may see of it. It is valid until
+	// the receiver returns. Of a summary it is a copy of the first repeat.
+	Event *event.Event
+
+	// Seq is set by the receiver: the number under which it keeps the alert,
+	// which a summary of its repeats refers to.
+	Seq uint64
+
+	// Aggregated is set when the alert stands for several matches.
+	Aggregated *Aggregated
+
+	// Late: the rule was undecided when it happened, because it was not known
+	// where the process runs.
+	Late bool
 
 	// Message is what the alert says: valid UTF-8, one line for what comes
 	// out of an expression, nothing in it that moves a cursor or hides text.
@@ -61,9 +78,12 @@ func (e *Engine) message(r *Rule, m meter) (text string) {
 	return cut(printable(s, MaxMessage), MaxMessage)
 }
 
-func (e *Engine) match(r *Rule, m meter, v verdict) *Match {
+func (e *Engine) match(r *Rule, m meter, v verdict, ev *event.Event) *Match {
+	if r.Namespace != "" {
+		ev = e.view.of(ev)
+	}
 	return &Match{
-		Rule: r, Undecided: v.truth != celenv.True || v.unsure,
+		Rule: r, Event: ev, Undecided: v.truth != celenv.True || v.unsure, Late: v.late,
 		Message:  e.message(r, m),
 		Evidence: e.evidence(r, v.unsure),
 	}

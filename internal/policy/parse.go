@@ -33,20 +33,31 @@ type Object struct {
 	File   string // as the caller named it
 	Line   int    // where it begins in the file, from 1
 	Digest string // SHA-256 of its text, in hex
-	Policy *v1alpha1.ClusterDetectionPolicy
+	Policy v1alpha1.Policy
 
 	lines map[string]int // line in the file by path of the field
 }
 
 // FromAPI makes an Object of a policy that did not come from a file. name
 // stands for the file in errors; text is what the digest is made of.
-func FromAPI(name string, p *v1alpha1.ClusterDetectionPolicy, text []byte) *Object {
+func FromAPI(name string, p v1alpha1.Policy, text []byte) *Object {
 	return &Object{File: name, Digest: digest(text), Policy: p}
 }
 
 func digest(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])
+}
+
+// FullName names the policy among all of a node, for people as well: NAME for
+// policies of the cluster, NAMESPACE/NAME for others.
+func (o *Object) FullName() string { return fullName(o.Policy.GetNamespace(), o.Policy.GetName()) }
+
+func fullName(namespace, name string) string {
+	if namespace == "" {
+		return name
+	}
+	return namespace + "/" + name
 }
 
 // Parse reads the policies in a file: YAML or JSON, several documents
@@ -143,28 +154,34 @@ func (d document) parse(file string) (*Object, Errors) {
 		APIVersion any `json:"apiVersion"`
 		Kind       any `json:"kind"`
 		Metadata   struct {
-			Name any `json:"name"`
+			Name      any `json:"name"`
+			Namespace any `json:"namespace"`
 		} `json:"metadata"`
 	}
 	// Errors in here are found again, and told, below.
 	_ = json.UnmarshalCaseSensitivePreserveInts(asJSON, &meta)
 	name, _ := meta.Metadata.Name.(string)
+	if ns, _ := meta.Metadata.Namespace.(string); name != "" {
+		name = fullName(ns, name)
+	}
 	at := func(field, format string, args ...any) *Error {
 		return &Error{File: file, Line: o.line(field), Policy: name, Field: field, Msg: fmt.Sprintf(format, args...)}
 	}
+	const kinds = v1alpha1.KindClusterDetectionPolicy + " or " + v1alpha1.KindDetectionPolicy
 	kind, _ := meta.Kind.(string)
+	p, known := v1alpha1.NewPolicy(kind)
 	switch {
 	case meta.Kind == nil:
-		return nil, Errors{at("kind", "is missing; it must be %s", v1alpha1.KindClusterDetectionPolicy)}
+		return nil, Errors{at("kind", "is missing; it must be %s", kinds)}
 	case v1alpha1.NotYetKind(kind):
-		return nil, Errors{at("kind", "%s is not supported yet; only %s is", kind, v1alpha1.KindClusterDetectionPolicy)}
-	case kind != v1alpha1.KindClusterDetectionPolicy:
-		return nil, Errors{at("kind", "is %.64q; it must be %s", fmt.Sprint(meta.Kind), v1alpha1.KindClusterDetectionPolicy)}
+		return nil, Errors{at("kind", "%s is not supported yet; only %s is", kind, kinds)}
+	case !known:
+		return nil, Errors{at("kind", "is %.64q; it must be %s", fmt.Sprint(meta.Kind), kinds)}
 	case meta.APIVersion != v1alpha1.APIVersion:
 		return nil, Errors{at("apiVersion", "is %.64q; it must be %s", fmt.Sprint(meta.APIVersion), v1alpha1.APIVersion)}
 	}
-	o.Policy = new(v1alpha1.ClusterDetectionPolicy)
-	strict, err := json.UnmarshalStrict(asJSON, o.Policy)
+	o.Policy = p
+	strict, err := json.UnmarshalStrict(asJSON, p)
 	if err != nil {
 		return nil, Errors{o.typeError(name, err)}
 	}
@@ -245,14 +262,14 @@ func (o *Object) ruleOf(field string) string {
 	}
 	digits, _, _ := strings.Cut(rest, "]")
 	i, err := strconv.Atoi(digits)
-	if err != nil || i < 0 || i >= len(o.Policy.Spec.Rules) {
-		return ""
+	if rules := o.Policy.Body().Rules; err == nil && i >= 0 && i < len(rules) {
+		return rules[i].Name
 	}
-	return o.Policy.Spec.Rules[i].Name
+	return ""
 }
 
 func (o *Object) problem(field, format string, args ...any) *Error {
-	return &Error{File: o.File, Line: o.line(field), Policy: o.Policy.Name, Rule: o.ruleOf(field), Field: field,
+	return &Error{File: o.File, Line: o.line(field), Policy: o.FullName(), Rule: o.ruleOf(field), Field: field,
 		Msg: fmt.Sprintf(format, args...)}
 }
 
@@ -262,8 +279,8 @@ func (o *Object) typeError(policy string, err error) *Error {
 	e := &Error{File: o.File, Line: o.Line, Policy: policy, Msg: err.Error()}
 	var te *gojson.UnmarshalTypeError
 	if errors.As(err, &te) {
-		e.Field = te.Field
-		e.Line = o.line(te.Field)
+		e.Field = strings.ReplaceAll(te.Field, ".PolicySpec.", ".") // which stands inline
+		e.Line = o.line(e.Field)
 		is, ok := map[string]string{"array": "a list", "string": "text", "object": "an object", "bool": "true or false"}[te.Value]
 		if !ok {
 			is = "a number"
@@ -315,7 +332,7 @@ func (o *Object) strictError(err error) *Error {
 		return o.problem(field, "is not supported yet; until then: %s", instead)
 	}
 	hint := "there are no others than the ones in api/v1alpha1/types.go"
-	if names := fieldNames(field); names != nil {
+	if names := fieldNames(reflect.TypeOf(o.Policy).Elem(), field); names != nil {
 		hint = celenv.Meant(last, names)
 		if !strings.HasPrefix(hint, "did you mean") {
 			hint = "known here: " + strings.Join(names, ", ")
@@ -326,9 +343,8 @@ func (o *Object) strictError(err error) *Error {
 
 var index = regexp.MustCompile(`\[\d+\]`)
 
-// fieldNames lists the fields next to the one with this path.
-func fieldNames(path string) []string {
-	t := reflect.TypeFor[v1alpha1.ClusterDetectionPolicy]()
+// fieldNames lists the fields next to the one with this path in t.
+func fieldNames(t reflect.Type, path string) []string {
 	parts := strings.Split(index.ReplaceAllString(path, ""), ".")
 	for _, part := range parts[:len(parts)-1] {
 		f, ok := jsonField(t, part)

@@ -28,6 +28,16 @@ func withRule(more string) string {
 ` + more
 }
 
+// withSpec is a policy with something more in its spec, at line 5.
+func withSpec(more string) string {
+	return strings.Replace(withRule("      condition: process.uid == 0\n"), "spec:\n", "spec:\n  "+more+"\n", 1)
+}
+
+// withTenantRule is withRule for a policy in a namespace.
+func withTenantRule(more string) string {
+	return strings.Replace(strings.Replace(withRule(more), "kind: Cluster", "kind: ", 1), "name: p", "name: p, namespace: shop", 1)
+}
+
 func compileText(file, text string) error {
 	c, err := NewCompiler()
 	if err != nil {
@@ -56,21 +66,18 @@ func TestRefused(t *testing.T) {
 		{"a tab", head + "spec:\n\trules: []\n", "f:5: this is not YAML as expected: found character that cannot start any token"},
 		{"no object", "- a\n", "f:1: a policy is an object with apiVersion, kind, metadata and spec"},
 		{"text", "hello\n", "f:1: a policy is an object with apiVersion, kind, metadata and spec"},
-		{"no kind", "metadata: {name: p}\n", "f:1: policy p: kind: is missing; it must be ClusterDetectionPolicy"},
-		{"another kind", "kind: ConfigMap\n", "f:1: kind: is \"ConfigMap\"; it must be ClusterDetectionPolicy"},
-		{"a kind to come", "metadata: {name: p}\nkind: DetectionPolicy\n", "f:2: policy p: kind: DetectionPolicy is not supported yet; only ClusterDetectionPolicy is"},
-		{"kind is a number", "kind: 7\n", "f:1: kind: is \"7\"; it must be ClusterDetectionPolicy"},
+		{"no kind", "metadata: {name: p}\n", "f:1: policy p: kind: is missing; it must be ClusterDetectionPolicy or DetectionPolicy"},
+		{"another kind", "kind: ConfigMap\n", "f:1: kind: is \"ConfigMap\"; it must be ClusterDetectionPolicy or DetectionPolicy"},
+		{"a kind to come", "metadata: {name: p}\nkind: DetectionList\n", "f:2: policy p: kind: DetectionList is not supported yet; only ClusterDetectionPolicy or DetectionPolicy is"},
+		{"kind is a number", "kind: 7\n", "f:1: kind: is \"7\"; it must be ClusterDetectionPolicy or DetectionPolicy"},
 		{"another version", "apiVersion: procession.dev/v1\nkind: ClusterDetectionPolicy\n", "f:1: apiVersion: is \"procession.dev/v1\"; it must be procession.dev/v1alpha1"},
 		{"twice", head + "metadata: {name: q}\n", "f:4: this is not YAML as expected: key \"metadata\" already set in map"},
 		{"unknown at the top", head + "sepc: {}\n", "f:4: policy p: sepc: is not known; did you mean spec?"},
 		{"unknown in the rule", withRule(ok + "      conditions: x\n"), "f:11: policy p: rule r: spec.rules[0].conditions: is not known; did you mean condition?"},
 		{"case matters", withRule(ok + "      Message: x\n"), "f:11: policy p: rule r: spec.rules[0].Message: is not known; did you mean message?"},
 		{"unknown and unlike", withRule(ok + "      mitre: [{xyzzy: x, technique: T1059}]\n"), "f:11: policy p: rule r: spec.rules[0].mitre[0].xyzzy: is not known; known here: tactic, technique"},
-		{"a selector to come", head + "spec:\n  scope: {podSelector: {}}\n  rules: []\n", "f:5: policy p: spec.scope.podSelector: is not supported yet; until then: compare pod.labels in the condition"},
-		{"a threshold to come", withRule(ok + "      threshold: {count: 3}\n"), "f:11: policy p: rule r: spec.rules[0].threshold: is not supported yet; until then: every match raises an alert"},
-		{"an aggregate to come", withRule(ok + "      aggregate: {by: []}\n"), "spec.rules[0].aggregate: is not supported yet"},
 		{"a list to come", head + "spec:\n  lists: [{name: l, valuesFrom: x}]\n", "f:5: policy p: spec.lists[0].valuesFrom: is not supported yet; until then: write the values into the list"},
-		{"a status", head + "status: {}\n", "f:4: policy p: status: is not supported yet"},
+		{"a response to come", withRule(ok + "      response: Kill\n"), "f:11: policy p: rule r: spec.rules[0].response: is not supported yet; until then: the agent observes and does not act"},
 		{"number for text", head + "spec:\n  lists: [{name: l, values: [4444]}]\n", "policy p: spec.lists.values: is a number; it must be text; numbers and yes, no, on, off need quotes to be text"},
 		{"text for list", head + "spec:\n  rules:\n    - {name: r, events: Exec}\n", "policy p: spec.rules.events: is text; it must be a list"},
 		{"list for object", head + "spec: []\n", "f:4: policy p: spec: is a list; it must be an object"},
@@ -78,7 +85,7 @@ func TestRefused(t *testing.T) {
 
 		{"no name", "apiVersion: procession.dev/v1alpha1\nkind: ClusterDetectionPolicy\nspec: {rules: [{name: r, events: [Exec], severity: Low, condition: \"true\"}]}\n", "f:1: metadata.name: is missing"},
 		{"bad name", strings.Replace(withRule(ok), "name: p", "name: P_", 1), "f:3: policy P_: metadata.name: is \"P_\"; it must be lower-case letters, digits, '-' and '.', at most 253"},
-		{"a namespace", strings.Replace(withRule(ok), "name: p", "name: p, namespace: shop", 1), "f:3: policy p: metadata.namespace: is set; a ClusterDetectionPolicy is in no namespace"},
+		{"a namespace", strings.Replace(withRule(ok), "name: p", "name: p, namespace: shop", 1), "f:3: policy shop/p: metadata.namespace: is set; a ClusterDetectionPolicy is in no namespace"},
 		{"no rules", head + "spec: {}\n", "f:4: policy p: spec.rules: is empty; there must be at least one rule"},
 		{"bad mode", withRule(ok + "      mode: dryrun\n"), "f:11: policy p: rule r: spec.rules[0].mode: is \"dryrun\"; did you mean DryRun?"},
 		{"bad severity", strings.Replace(withRule(ok), "Low", "Sever", 1), "f:9: policy p: rule r: spec.rules[0].severity: is \"Sever\"; it must be one of Critical, High, Medium, Low, Informational"},
@@ -86,6 +93,33 @@ func TestRefused(t *testing.T) {
 		{"bad event", strings.Replace(withRule(ok), "[Exec]", "[exec]", 1), "f:8: policy p: rule r: spec.rules[0].events[0]: \"exec\" is not a kind of event; did you mean Exec?"},
 		{"event twice", strings.Replace(withRule(ok), "[Exec]", "[Exec, Exec]", 1), "spec.rules[0].events[1]: Exec stands here twice"},
 		{"no event", strings.Replace(withRule(ok), "[Exec]", "[]", 1), "spec.rules[0].events: is empty; the rule would never be evaluated"},
+		{"a window without a unit", withRule(ok + "      aggregate: {window: \"10\"}\n"), "f:11: policy p: rule r: spec.rules[0].aggregate.window: is \"10\"; write it in whole hours, minutes and seconds, like 90s or 1h30m"},
+		{"no window", withRule(ok + "      aggregate: {by: [process.exe]}\n"), "spec.rules[0].aggregate.window: is missing; write it like 5m"},
+		{"a long window", withRule(ok + "      aggregate: {window: 25h}\n"), "spec.rules[0].aggregate.window: is 25h; it must be from 1s to 24h"},
+		{"a key with a mistake", withRule(ok + "      aggregate: {window: 1m, by: [process.exe, pod.nam]}\n"), "f:11: policy p: rule r: spec.rules[0].aggregate.by[1]: 1:1: there is no variable pod.nam; did you mean pod.name?"},
+		{"a key of another type", withRule(ok + "      threshold: {count: 2, window: 1m, by: [process.args]}\n"), "spec.rules[0].threshold.by[0]: 1:1: the expression is of type list(string); it must be string or int or bool"},
+		{"a key for other events", withRule(ok + "      threshold: {count: 2, window: 1m, by: [exit.code]}\n"), "spec.rules[0].threshold.by[0]: 1:1: exit.code is not known for Exec events"},
+		{"five keys", withRule(ok + "      threshold: {count: 2, window: 1m, by: [pod.uid, pod.uid, pod.uid, pod.uid, pod.uid]}\n"), "spec.rules[0].threshold.by: has 5 elements; at most 4 are allowed"},
+		{"a long key", withRule(ok + "      threshold: {count: 2, window: 1m, by: [\"'" + strings.Repeat("x", 300) + "'\"]}\n"), "spec.rules[0].threshold.by[0]: has 302 bytes; at most 256 are allowed"},
+		{"a threshold of one", withRule(ok + "      threshold: {count: 1, window: 1m}\n"), "spec.rules[0].threshold.count: is 1; it must be from 2 to 1000"},
+		{"a threshold without a count", withRule(ok + "      threshold: {window: 1m}\n"), "spec.rules[0].threshold.count: is 0; it must be from 2 to 1000"},
+		{"no alerts at all", withSpec("rateLimit: {alerts: 0, window: 1m}"), "f:5: policy p: spec.rateLimit.alerts: is 0; it must be from 1 to 10000"},
+		{"a rate without a window", withSpec("rateLimit: {alerts: 5}"), "spec.rateLimit.window: is missing; write it like 5m"},
+		{"pods on hosts", withSpec("scope: {targets: [Host], podSelector: {}}"), "f:5: policy p: spec.scope: selects namespaces, pods or containers, and its targets are hosts alone"},
+		{"an operator", withSpec("scope: {podSelector: {matchExpressions: [{key: app, operator: in, values: [x]}]}}"), "spec.scope.podSelector.matchExpressions[0].operator: is \"in\"; did you mean In?"},
+		{"In without values", withSpec("scope: {namespaceSelector: {matchExpressions: [{key: app, operator: In}]}}"), "spec.scope.namespaceSelector.matchExpressions[0].values: In and NotIn take values, Exists and DoesNotExist take none"},
+		{"Exists with values", withSpec("scope: {nodeSelector: {matchExpressions: [{key: app, operator: Exists, values: [x]}]}}"), "spec.scope.nodeSelector.matchExpressions[0].values: In and NotIn take values"},
+		{"no label", withSpec("scope: {podSelector: {matchLabels: {\"a b\": x}}}"), "spec.scope.podSelector.matchLabels: \"a b\" is not the key of a label"},
+		{"no value of a label", withSpec("scope: {podSelector: {matchLabels: {app: \"a b\"}}}"), "spec.scope.podSelector.matchLabels: \"a b\" is not the value of a label"},
+		{"a container's name", withSpec("scope: {containers: [Web]}"), "spec.scope.containers[0]: is \"Web\"; it must be lower-case letters, digits and '-', at most 63"},
+		{"a container twice", withSpec("scope: {containers: [web, web]}"), "spec.scope.containers[1]: web is the name of another one as well"},
+
+		{"a tenant without a namespace", strings.Replace(withTenantRule(ok), ", namespace: shop", "", 1), "f:3: policy p: metadata.namespace: is missing; a DetectionPolicy is about the pods of its namespace"},
+		{"a tenant in two namespaces", strings.Replace(withTenantRule(ok), "shop", "shop/bank", 1), "metadata.namespace: is \"shop/bank\"; it must be lower-case letters, digits and '-', at most 63"},
+		{"a tenant of hosts", strings.Replace(withTenantRule(ok), "spec:\n", "spec:\n  scope: {targets: [Host]}\n", 1), "f:5: policy shop/p: spec.scope.targets: is not known; known here: containers, podSelector"},
+		{"a tenant of other namespaces", strings.Replace(withTenantRule(ok), "spec:\n", "spec:\n  scope: {namespaceSelector: {}}\n", 1), "policy shop/p: spec.scope.namespaceSelector: is not known; known here: containers, podSelector"},
+		{"a tenant of nodes", strings.Replace(withTenantRule(ok), "spec:\n", "spec:\n  scope: {nodeSelector: {}}\n", 1), "policy shop/p: spec.scope.nodeSelector: is not known"},
+
 		{"bad target", strings.Replace(withRule(ok), "spec:\n", "spec:\n  scope: {targets: [Container]}\n", 1), "f:5: policy p: spec.scope.targets[0]: is \"Container\"; did you mean Containers?"},
 		{"rule twice", withRule(ok) + "    - {name: r, events: [Exec], severity: Low, condition: \"true\"}\n", "f:11: policy p: rule r: spec.rules[1].name: r is the name of another one as well"},
 		{"bad rule name", strings.Replace(withRule(ok), "name: r", "name: R", 1), "f:7: policy p: rule R: spec.rules[0].name: is \"R\"; it must be lower-case letters, digits and '-', at most 63"},
@@ -151,7 +185,7 @@ func err32(t *testing.T) Errors {
 // One document's errors do not cost the others.
 func TestParseKeepsTheGoodOnes(t *testing.T) {
 	objects, err := Parse("f", []byte(withRule("      x: 1\n")+"---\n# comment\n"+strings.Replace(withRule("      condition: \"true\"\n"), "name: p", "name: q", 1)+"--- # end\n{"))
-	if len(objects) != 1 || objects[0].Policy.Name != "q" || objects[0].Line != 12 {
+	if len(objects) != 1 || objects[0].Policy.GetName() != "q" || objects[0].Line != 12 {
 		t.Fatalf("%+v, %v", objects, err)
 	}
 	var errs Errors
@@ -212,8 +246,8 @@ func FuzzParsePolicy(f *testing.F) {
 			if p == nil {
 				continue
 			}
-			if len(p.Rules) != len(o.Policy.Spec.Rules) {
-				t.Fatalf("%d rules of %d", len(p.Rules), len(o.Policy.Spec.Rules))
+			if len(p.Rules) != len(o.Policy.Body().Rules) {
+				t.Fatalf("%d rules of %d", len(p.Rules), len(o.Policy.Body().Rules))
 			}
 			if _, err := NewSet(p); err != nil {
 				t.Fatal(err)

@@ -1,6 +1,9 @@
 package match
 
 import (
+	"fmt"
+	"math/bits"
+
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy/celenv"
 )
@@ -31,37 +34,181 @@ type Hit struct {
 // A Matcher decides rules. It belongs to one goroutine.
 type Matcher struct {
 	rules []Rule
-	act   *celenv.Activation
-	hits  []Hit
+
+	// What New made; it does not change.
+	code       []instr
+	start      []int32   // by rule: pc of its condition
+	exceptions [][]int32 // by rule: pcs of its exceptions
+	refStart   []int32   // by ref: pc of the shared formula
+	atoms      []atom
+	leaves     []leaf
+	fields     []field
+	needs      []need  // by rule
+	byAtom     []int32 // rules that need atom a: byAtom[firstRule[a]:firstRule[a+1]]
+	firstRule  []int32
+	plans      [numKinds]plan
+
+	state // of the event at hand
 }
 
-// New makes a matcher. It is work for off the event path: some microseconds
-// for each text the rules look for.
-func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
-	return &Matcher{rules: rules}, nil
+// numKinds is more than there are: a Kinds has 32 bits.
+const numKinds = 32
+
+// A plan is what to do for one kind of event.
+type plan struct {
+	rules  Bits    // that look at the kind
+	always Bits    // of them, those that need no atom
+	fields []int32 // to read, because rules need atoms of them
+}
+
+// A field is a text field that atoms are about.
+type field struct {
+	of     celenv.Field
+	finder *finder
+	rules  Bits // that need an atom of it
+
+	// Of the event at hand:
+	epoch   uint32 // it was read for this event
+	missing bool   // it, or one of its texts, is
+}
+
+// state is what is known about the event at hand.
+type state struct {
+	act   *celenv.Activation
+	epoch uint32
+	hit   Bits    // atoms that are true
+	found []int32 // the same, as a list
+	cand  Bits    // rules to look at
+	hits  []Hit
+
+	leafMemo, refMemo []memo
+	errs              map[int32]error // of leaves that failed, and of shared formulas at ^ref
+	err               error           // the first failure of the expression at hand
+	element           int             // of the loop at hand
+	folded            []byte
+}
+
+// memo is a value that was found for the event of that epoch.
+type memo struct {
+	epoch uint32
+	truth celenv.Truth
+}
+
+func (m *Matcher) prepare() {
+	m.epoch = 1
+	m.hit, m.cand = NewBits(len(m.atoms)), NewBits(len(m.rules))
+	m.leafMemo, m.refMemo = make([]memo, len(m.leaves)), make([]memo, len(m.refStart))
+	m.errs = map[int32]error{}
+}
+
+// turn goes to the event a stands at.
+func (m *Matcher) turn(a *celenv.Activation) {
+	m.act = a
+	for _, i := range m.found {
+		m.hit.Clear(int(i))
+	}
+	m.found, m.hits = m.found[:0], m.hits[:0]
+	if len(m.errs) > 0 {
+		clear(m.errs)
+	}
+	if m.epoch++; m.epoch == 0 { // after 2^32 events
+		clear(m.leafMemo)
+		clear(m.refMemo)
+		for i := range m.fields {
+			m.fields[i].epoch = 0
+		}
+		m.epoch = 1
+	}
 }
 
 // Evaluate decides the active rules for the event a stands at. It returns
 // those that are not False, in their order; the slice is valid until the next
 // call.
 func (m *Matcher) Evaluate(a *celenv.Activation, active Bits) []Hit {
-	m.act, m.hits = a, m.hits[:0]
-	for i := range m.rules {
-		if !active.Has(i) || !m.rules[i].Kinds.Has(a.Kind()) {
-			continue
-		}
-		if v := m.decide(m.rules[i].Condition); v.Truth != celenv.False {
-			m.hits = append(m.hits, Hit{i, v})
+	m.turn(a)
+	k := a.Kind()
+	if k >= numKinds {
+		return nil
+	}
+	p := &m.plans[k]
+	clear(m.cand)
+	for _, f := range p.fields {
+		m.candidates(f, active)
+	}
+	for w := range m.cand[:min(len(m.cand), len(active))] {
+		for set := (m.cand[w] | p.always[w]) & p.rules[w] & active[w]; set != 0; set &= set - 1 {
+			r := w<<6 + bits.TrailingZeros64(set)
+			if v := m.decide(m.start[r]); v.Truth != celenv.False {
+				m.hits = append(m.hits, Hit{r, v})
+			}
 		}
 	}
 	return m.hits
 }
 
+// candidates reads a field and notes the rules that need what is found in it.
+// Where a text is missing every rule that needs the field may be undecided.
+func (m *Matcher) candidates(f int32, active Bits) {
+	fi := &m.fields[f]
+	if !intersect(fi.rules, active) {
+		return
+	}
+	from := len(m.found)
+	m.read(fi)
+	for _, a := range m.found[from:] {
+		for _, r := range m.byAtom[m.firstRule[a]:m.firstRule[a+1]] {
+			m.cand.Set(int(r))
+		}
+	}
+	if fi.missing {
+		for w, set := range fi.rules {
+			m.cand[w] |= set
+		}
+	}
+}
+
+func intersect(a, b Bits) bool {
+	for w := range a[:min(len(a), len(b))] {
+		if a[w]&b[w] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// read finds the atoms of a field that are true, if that was not done before.
+func (m *Matcher) read(fi *field) {
+	if fi.epoch == m.epoch {
+		return
+	}
+	fi.epoch = m.epoch
+	n, known := m.act.Texts(fi.of)
+	fi.missing = !known
+	for i := range n {
+		text, known := m.act.Text(fi.of, i)
+		if !known {
+			fi.missing = true
+			continue
+		}
+		m.found = fi.finder.find(text, m.hit, m.found)
+	}
+}
+
 // Exception decides the i-th exception of a rule for the event of the last
 // Evaluate.
-func (m *Matcher) Exception(rule, i int) Verdict { return m.decide(m.rules[rule].Exceptions[i]) }
+func (m *Matcher) Exception(rule, i int) Verdict { return m.decide(m.exceptions[rule][i]) }
 
-func (m *Matcher) decide(x *celenv.Expr) (v Verdict) {
-	v.Truth, v.Err = x.Truth(m.act)
+// decide evaluates a formula. A panic in there is a bug, of ours or of CEL's;
+// it must not take the other rules with it.
+func (m *Matcher) decide(pc int32) (v Verdict) {
+	defer func() {
+		if p := recover(); p != nil {
+			v = Verdict{celenv.Failed, fmt.Errorf("panic: %v", p)}
+		}
+	}()
+	m.err = nil
+	if v.Truth = m.eval(pc); v.Truth == celenv.Failed {
+		v.Err = m.err
+	}
 	return v
 }

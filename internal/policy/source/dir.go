@@ -49,7 +49,7 @@ type FileReport struct {
 
 // A PolicyReport says what became of a policy.
 type PolicyReport struct {
-	Name       string
+	Name       string // NAME, or NAMESPACE/NAME
 	State      State
 	Generation int64  // of the version in force
 	Digest     string // of the version in force; empty when none is
@@ -72,7 +72,7 @@ type Dir struct {
 	log      *slog.Logger
 	compiler *policy.Compiler
 	files    map[string]*file
-	owner    map[string]string // file that holds the policy in force, by name of the policy
+	owner    map[string]string // file that holds the policy in force, by full name of the policy
 	lost     bool              // the directory could not be read the last time
 
 	unpublished bool // a scan that failed had found changes before
@@ -247,7 +247,7 @@ func (d *Dir) unreadable(name string, old *file, err error) (changed bool) {
 	}
 	next := &file{good: old.good, kept: map[string]bool{}, errs: err}
 	for _, p := range next.good {
-		next.kept[p.Name] = true
+		next.kept[p.FullName()] = true
 	}
 	d.files[name] = next
 	return true
@@ -290,12 +290,12 @@ func (d *Dir) compile(path string, data []byte, old *file) *file {
 			errs = append(errs, more...)
 			continue
 		}
-		if have[p.Name] {
-			errs = append(errs, &policy.Error{File: path, Line: o.Line, Policy: p.Name, Field: "metadata.name",
+		if have[p.FullName()] {
+			errs = append(errs, &policy.Error{File: path, Line: o.Line, Policy: p.FullName(), Field: "metadata.name",
 				Msg: "is the name of another policy in this file as well; names must be unique"})
 			continue
 		}
-		have[p.Name] = true
+		have[p.FullName()] = true
 		next.good = append(next.good, p)
 	}
 	if len(errs) == 0 {
@@ -310,9 +310,9 @@ func (d *Dir) compile(path string, data []byte, old *file) *file {
 		}
 	}
 	for _, p := range old.good {
-		if !have[p.Name] && (nameless || slices.Contains(next.bad, p.Name)) {
+		if !have[p.FullName()] && (nameless || slices.Contains(next.bad, p.FullName())) {
 			next.good = append(next.good, p)
-			next.kept[p.Name] = true
+			next.kept[p.FullName()] = true
 		}
 	}
 	return next
@@ -321,7 +321,7 @@ func (d *Dir) compile(path string, data []byte, old *file) *file {
 // reuse compiles a policy, unless it is as it was.
 func (d *Dir) reuse(o *policy.Object, old *file) (*policy.Policy, error) {
 	for _, p := range old.good {
-		if p.Digest == o.Digest && p.Name == o.Policy.Name && p.File == o.File {
+		if p.Digest == o.Digest && p.FullName() == o.FullName() && p.File == o.File {
 			return p, nil
 		}
 	}
@@ -344,19 +344,19 @@ func (d *Dir) publish(update func(Update)) error {
 		r := FileReport{File: filepath.Join(d.dir, name), Err: f.errs}
 		var taken policy.Errors
 		for _, p := range f.good {
-			if first := owner[p.Name]; first != name {
-				taken = append(taken, &policy.Error{File: r.File, Policy: p.Name, Field: "metadata.name",
+			if first := owner[p.FullName()]; first != name {
+				taken = append(taken, &policy.Error{File: r.File, Policy: p.FullName(), Field: "metadata.name",
 					Msg: "is the name of a policy in " + filepath.Join(d.dir, first) + " as well; names must be unique"})
-				r.Policies = append(r.Policies, PolicyReport{Name: p.Name, State: Refused})
+				r.Policies = append(r.Policies, PolicyReport{Name: p.FullName(), State: Refused})
 				continue
 			}
 			state := Loaded
-			if f.kept[p.Name] {
+			if f.kept[p.FullName()] {
 				state = Kept
 			}
 			policies = append(policies, p)
 			rules += len(p.Rules)
-			r.Policies = append(r.Policies, PolicyReport{Name: p.Name, State: state, Generation: p.Generation, Digest: p.Digest, Rules: len(p.Rules)})
+			r.Policies = append(r.Policies, PolicyReport{Name: p.FullName(), State: state, Generation: p.Generation, Digest: p.Digest, Rules: len(p.Rules)})
 		}
 		for _, name := range f.bad {
 			if !slices.ContainsFunc(r.Policies, func(p PolicyReport) bool { return p.Name == name }) {
@@ -397,8 +397,8 @@ func (d *Dir) owners(names []string) map[string]string {
 	owner := map[string]string{}
 	for _, name := range names {
 		for _, p := range d.files[name].good {
-			if _, ok := owner[p.Name]; !ok || d.owner[p.Name] == name {
-				owner[p.Name] = name
+			if _, ok := owner[p.FullName()]; !ok || d.owner[p.FullName()] == name {
+				owner[p.FullName()] = name
 			}
 		}
 	}

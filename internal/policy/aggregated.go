@@ -1,0 +1,108 @@
+package policy
+
+import (
+	"strings"
+	"time"
+
+	"github.com/procession-dev/procession/internal/event"
+)
+
+// Aggregated says which matches an alert stands for, when it is not one.
+type Aggregated struct {
+	Count   uint64 // matches: the repeats after the first, or all that reached the threshold
+	First   uint64 // Seq of the alert they repeat; 0: there is none
+	Why     Why
+	From    time.Time // of the first match: of the one that is repeated, if there is one
+	Until   time.Time // of the last
+	Samples []Sample  // some of them: the first ones, and the last
+}
+
+// A Why says why matches are summed up now.
+type Why string
+
+// Reasons to sum up.
+const (
+	WhyThreshold Why = "threshold" // so many matched in the window
+	WhyWindow    Why = "window"    // the window of aggregation is over
+	WhyEvicted   Why = "evicted"   // there was no room for it any longer
+	WhyPolicy    Why = "policy"    // the rule was changed or removed
+	WhyEnd       Why = "end"       // the agent stops
+)
+
+// A Sample is one of the matches that are summed up. Its text is what the
+// process chose.
+type Sample struct {
+	Time    time.Time
+	PID     int32
+	UID     uint32 // 4294967295 when not known
+	Exe     string // at most maxSampleText bytes, as is Cmdline
+	Cmdline string // argv, each argument ends with NUL
+}
+
+const (
+	maxSamples    = 5
+	maxSampleText = 256
+)
+
+// samples keeps the first few and the last.
+type samples struct{ list []Sample }
+
+func (s *samples) add(ev *event.Event) {
+	p := ev.Process
+	x := Sample{Time: ev.Time, PID: p.PID, UID: ^uint32(0), Exe: short(p.Exe, maxSampleText), Cmdline: short(p.Cmdline, maxSampleText)}
+	if p.Has(event.FieldIDs) {
+		x.UID = p.UID
+	}
+	if len(s.list) == maxSamples {
+		s.list[maxSamples-1] = x
+		return
+	}
+	s.list = append(s.list, x)
+}
+
+// short keeps at most limit bytes of s, and nothing of what it was cut from.
+func short(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.Clone(s[:limit])
+}
+
+// Bounds of a Snapshot.
+const (
+	snapArgs, snapPath       = 4 << 10, 1 << 10 // bytes of argv and of each path
+	snapLineage              = 32               // ancestors
+	snapParentArgs, snapName = 512, 256
+)
+
+// Snapshot copies an event, bounded: what a process chose to be called cannot
+// make it large. A lineage or an argv that is cut says so.
+func Snapshot(ev *event.Event) *event.Event {
+	out := *ev
+	out.Record = nil
+	out.Process = snapProcess(ev.Process, snapLineage, snapArgs, snapPath)
+	if ev.Target != nil {
+		out.Target = snapProcess(ev.Target, 0, snapArgs, snapPath)
+	}
+	out.PrevName = short(ev.PrevName, snapName)
+	return &out
+}
+
+func snapProcess(p *event.Process, ancestors, args, path int) *event.Process {
+	out := *p
+	out.Cmdline = short(p.Cmdline, args)
+	cut := func(s *string, mark event.Marks) {
+		if len(*s) > path {
+			*s = strings.Clone((*s)[len(*s)-path:]) // the last bytes of a path say most
+			out.Marks |= mark
+		}
+	}
+	cut(&out.Exe, event.MarkExeCut)
+	cut(&out.Cwd, event.MarkCwdCut)
+	cut(&out.Cgroup, event.MarkCgroupCut)
+	out.File, out.Name = short(p.File, path), short(p.Name, snapName)
+	if out.Parent = nil; p.Parent != nil && ancestors > 0 {
+		out.Parent = snapProcess(p.Parent, ancestors-1, snapParentArgs, snapName)
+	}
+	return &out
+}

@@ -1,0 +1,413 @@
+package policy
+
+import (
+	"cmp"
+	"container/heap"
+	"encoding/binary"
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"github.com/procession-dev/procession/api/v1alpha1"
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/policy/celenv"
+)
+
+// Bounds of what is held back, for the cluster's policies together and for
+// those of each namespace.
+const (
+	maxWindows       = 2048 // of aggregation, of the cluster
+	maxCounts        = 4096 // towards thresholds, of the cluster
+	maxTenantWindows = 256
+	maxTenantCounts  = 512
+)
+
+// A holder is what is held back for the policies of the cluster, or for those
+// of one namespace: a flood in one cannot push out what another one counts.
+// It belongs to Evaluate's goroutine.
+//
+// Its clock is the time of the events. It never goes back: an event that comes
+// late counts as one of now.
+type holder struct {
+	seed    maphash.Seed // keyed, so that nobody can choose names that collide
+	now     int64        // ns
+	windows timers[*window]
+	counts  timers[*tally]
+	limits  map[string]*spent // by policy
+	scratch []byte
+}
+
+func (e *Engine) holder(namespace string) *holder {
+	h := e.holds[namespace]
+	if h == nil {
+		h = &holder{seed: maphash.MakeSeed(), limits: map[string]*spent{}, now: e.now}
+		h.windows.most, h.counts.most = maxWindows, maxCounts
+		if namespace != "" {
+			h.windows.most, h.counts.most = maxTenantWindows, maxTenantCounts
+		}
+		e.holds[namespace] = h
+	}
+	return h
+}
+
+// key names what is counted together: the rule, and the values of by.
+func (h *holder) key(a *celenv.Activation, r *Rule, by []*celenv.Expr) {
+	h.scratch = append(append(h.scratch[:0], r.ID...), 0)
+	for _, x := range by {
+		h.scratch = x.AppendKey(h.scratch, a)
+	}
+}
+
+// identity adds what no aggregation looks over: who it was, in which
+// container, by which lineage, and how bad it is.
+func (h *holder) identity(r *Rule, v verdict, ev *event.Event) {
+	p, b := ev.Process, h.scratch
+	b = append(append(b, 0), r.Spec.Severity...)
+	b = append(b, byte(v.truth))
+	if w := p.Workload; w != nil {
+		b = append(append(b, byte(w.Place)), w.ContainerID...)
+	}
+	b = append(b, 0)
+	if p.Has(event.FieldIDs) {
+		b = binary.LittleEndian.AppendUint32(append(b, 1), p.UID)
+		b = binary.LittleEndian.AppendUint32(b, p.EUID)
+	}
+	for i := 0; p != nil && i < maxView; i++ {
+		name, f := p.Exe, event.FieldExe
+		if !p.Has(f) {
+			name, f = p.Name, event.FieldName
+		}
+		b = append(appendBool(append(b, 0, byte(f)), p.Has(f)), name...)
+		p = p.Parent
+	}
+	if t := ev.Target; t != nil {
+		b = append(append(b, 1), t.Exe...)
+	}
+	if ev.HasBefore {
+		b = binary.LittleEndian.AppendUint32(append(b, 2), ev.Before.UID)
+		b = binary.LittleEndian.AppendUint32(b, ev.Before.EUID)
+	}
+	h.scratch = b
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func (h *holder) hash() uint64 { return maphash.Bytes(h.seed, h.scratch) }
+
+// A tally counts matches towards a threshold.
+type tally struct {
+	rule    *Rule
+	m       meter
+	times   []int64 // of the matches that count, the oldest first
+	from    time.Time
+	samples samples
+}
+
+// count adds a match. It returns nil below the threshold.
+func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *event.Event) *Aggregated {
+	h.key(a, r, r.threshold.by)
+	k := h.hash()
+	span := int64(r.threshold.window)
+	t := h.counts.get(k)
+	if t == nil {
+		var out *tally
+		if t, out = h.counts.add(k, &tally{rule: r, m: m}); out != nil {
+			out.m.forgotten.Add(uint64(len(out.times)))
+		}
+	}
+	old := 0
+	for old < len(t.times) && t.times[old] <= h.now-span {
+		old++
+	}
+	if t.times = append(slices.Delete(t.times, 0, old), h.now); len(t.times) == 1 {
+		t.from, t.samples = ev.Time, samples{}
+	}
+	t.samples.add(ev)
+	if len(t.times) < r.threshold.count {
+		h.counts.set(k, h.now+span)
+		return nil
+	}
+	h.counts.remove(k)
+	return &Aggregated{Count: uint64(len(t.times)), Why: WhyThreshold, From: t.from, Until: ev.Time, Samples: t.samples.list}
+}
+
+// A window holds the repeats of a match.
+type window struct {
+	rule    *Rule
+	m       meter
+	first   uint64    // Seq of the first match's alert; 0: it was not raised
+	from    time.Time // of the first match
+	match   *Match    // of the first repeat; nil: there was none
+	count   uint64    // repeats
+	until   time.Time // of the last
+	samples samples
+}
+
+// window finds the window that a match falls in, or opens one for it.
+func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event, emit func(*Match)) (w *window, repeat bool) {
+	h.key(e.act, r, r.aggregate.by)
+	h.identity(r, v, ev)
+	k := h.hash()
+	if w := h.windows.get(k); w != nil {
+		return w, true
+	}
+	w, out := h.windows.add(k, &window{rule: r, m: m, from: ev.Time})
+	if h.windows.set(k, h.now+int64(r.aggregate.window)); out != nil {
+		h.close(e, out, WhyEvicted, emit)
+	}
+	return w, false
+}
+
+// repeat counts a repeat. The first one becomes the summary.
+func (h *holder) repeat(e *Engine, w *window, v verdict, ev *event.Event) {
+	if w.count++; w.match == nil {
+		w.match = e.match(w.rule, w.m, v, ev)
+		w.match.Event = Snapshot(w.match.Event)
+	}
+	w.until = ev.Time
+	w.samples.add(ev)
+}
+
+// close sums a window up.
+func (h *holder) close(e *Engine, w *window, why Why, emit func(*Match)) {
+	if w.count == 0 {
+		return
+	}
+	if w.rule.Mode != v1alpha1.ModeDryRun && !h.allow(w.rule.policy) {
+		w.m.summaryLimited.Add(w.count)
+		return
+	}
+	w.match.Aggregated = &Aggregated{Count: w.count, First: w.first, Why: why, From: w.from, Until: w.until, Samples: w.samples.list}
+	w.m.summaries.Add(1)
+	w.m.summarised.Add(w.count)
+	if w.rule.Mode == v1alpha1.ModeDryRun {
+		if w.match.DryRun = true; e.cfg.DryRun != nil {
+			e.cfg.DryRun(w.match)
+		}
+		return
+	}
+	emit(w.match)
+}
+
+// spent is what a policy used of its rate limit.
+type spent struct {
+	since  int64
+	alerts int
+}
+
+// allow takes one alert from a policy's rate limit.
+func (h *holder) allow(p *Policy) bool {
+	if p.limit == nil {
+		return true
+	}
+	s := h.limits[p.FullName()]
+	if s == nil {
+		s = &spent{since: h.now}
+		h.limits[p.FullName()] = s
+	}
+	if h.now-s.since >= int64(p.limit.window) {
+		s.since, s.alerts = h.now, 0
+	}
+	if s.alerts >= p.limit.alerts {
+		return false
+	}
+	s.alerts++
+	return true
+}
+
+// advance sets the clock and closes what has run out.
+func (h *holder) advance(e *Engine, now int64, emit func(*Match)) {
+	h.now = max(h.now, now)
+	for t, ok := h.counts.due(h.now); ok; t, ok = h.counts.due(h.now) {
+		_ = t // its matches were counted when they came
+	}
+	for w, ok := h.windows.due(h.now); ok; w, ok = h.windows.due(h.now) {
+		h.close(e, w, WhyWindow, emit)
+	}
+}
+
+// follow turns to another set: what belongs to a rule that is gone, or that
+// counts otherwise now, is closed.
+func (h *holder) follow(e *Engine, l *loaded, emit func(*Match)) {
+	rules := make(map[string]int, len(l.set.rules))
+	for i, r := range l.set.rules {
+		rules[r.ID] = i
+	}
+	find := func(old *Rule, same func(a, b *Rule) bool) (*Rule, meter, bool) {
+		i, ok := rules[old.ID]
+		if !ok || !same(old, l.set.rules[i]) || l.set.rules[i].Mode != old.Mode {
+			return nil, meter{}, false
+		}
+		return l.set.rules[i], l.meters[i], true
+	}
+	h.windows.each(func(k uint64, w *window) {
+		r, m, ok := find(w.rule, func(a, b *Rule) bool {
+			return b.aggregate != nil && a.Spec.Aggregate.Window == b.Spec.Aggregate.Window && slices.Equal(a.Spec.Aggregate.By, b.Spec.Aggregate.By)
+		})
+		if !ok {
+			h.windows.remove(k)
+			h.close(e, w, WhyPolicy, emit)
+			return
+		}
+		w.rule, w.m = r, m
+	})
+	h.counts.each(func(k uint64, t *tally) {
+		r, m, ok := find(t.rule, func(a, b *Rule) bool {
+			x, y := a.Spec.Threshold, b.Spec.Threshold
+			return y != nil && x.Window == y.Window && x.Count == y.Count && slices.Equal(x.By, y.By)
+		})
+		if !ok {
+			h.counts.remove(k)
+			t.m.forgotten.Add(uint64(len(t.times)))
+			return
+		}
+		t.rule, t.m = r, m
+	})
+	policies := make(map[string]bool, len(l.set.policies))
+	for _, p := range l.set.policies {
+		policies[p.FullName()] = true
+	}
+	for name := range h.limits {
+		if !policies[name] {
+			delete(h.limits, name)
+		}
+	}
+}
+
+// advance takes the clock from an event.
+func (e *Engine) advance(ev *event.Event, emit func(*Match)) {
+	now := int64(ev.Stamp)
+	if now == 0 {
+		now = ev.Time.UnixNano()
+	}
+	e.tick(now, emit)
+}
+
+func (e *Engine) tick(now int64, emit func(*Match)) {
+	if now > e.now {
+		e.now = now
+		for _, h := range e.holds {
+			h.advance(e, now, emit)
+		}
+	}
+}
+
+// Tick tells the engine how late it is, in ns of CLOCK_MONOTONIC, as event.Stamp
+// is: what is held back is summed up in time also when nothing happens.
+func (e *Engine) Tick(mono uint64, emit func(*Match)) {
+	if l := e.loaded.Load(); l != e.current {
+		e.adopt(l, emit)
+	}
+	e.tick(int64(mono), emit)
+}
+
+// Flush sums up everything that is held back, for the end.
+func (e *Engine) Flush(emit func(*Match)) {
+	for _, h := range e.holds {
+		h.windows.each(func(k uint64, w *window) {
+			h.windows.remove(k)
+			h.close(e, w, WhyEnd, emit)
+		})
+	}
+}
+
+// timers are values that run out at a time each. At most so many are kept: the
+// one that would run out first makes room.
+type timers[T any] struct {
+	most  int
+	byKey map[uint64]*timer[T]
+	heap  timerHeap[T]
+}
+
+type timer[T any] struct {
+	key   uint64
+	end   int64
+	index int // in the heap
+	value T
+}
+
+func (t *timers[T]) get(key uint64) (v T) {
+	if x := t.byKey[key]; x != nil {
+		return x.value
+	}
+	return v
+}
+
+// add keeps v under a new key and returns it, and the one that made room.
+func (t *timers[T]) add(key uint64, v T) (added, out T) {
+	if t.byKey == nil {
+		t.byKey = map[uint64]*timer[T]{}
+	}
+	if len(t.heap) >= t.most {
+		out = t.heap[0].value
+		t.remove(t.heap[0].key)
+	}
+	x := &timer[T]{key: key, value: v, end: 1<<63 - 1}
+	t.byKey[key] = x
+	heap.Push(&t.heap, x)
+	return v, out
+}
+
+// set says when the value under key runs out.
+func (t *timers[T]) set(key uint64, end int64) {
+	x := t.byKey[key]
+	x.end = end
+	heap.Fix(&t.heap, x.index)
+}
+
+func (t *timers[T]) remove(key uint64) {
+	if x := t.byKey[key]; x != nil {
+		heap.Remove(&t.heap, x.index)
+		delete(t.byKey, key)
+	}
+}
+
+// due takes out one that has run out.
+func (t *timers[T]) due(now int64) (v T, ok bool) {
+	if len(t.heap) == 0 || t.heap[0].end > now {
+		return v, false
+	}
+	x := t.heap[0]
+	t.remove(x.key)
+	return x.value, true
+}
+
+// each visits all, in the order in which they run out; f may remove the one it
+// is called with.
+func (t *timers[T]) each(f func(key uint64, v T)) {
+	all := slices.Clone(t.heap)
+	slices.SortFunc(all, func(a, b *timer[T]) int { return cmp.Compare(a.end, b.end) })
+	for _, x := range all {
+		f(x.key, x.value)
+	}
+}
+
+type timerHeap[T any] []*timer[T]
+
+func (h timerHeap[T]) Len() int           { return len(h) }
+func (h timerHeap[T]) Less(i, j int) bool { return h[i].end < h[j].end }
+func (h timerHeap[T]) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+// Push implements heap.Interface.
+func (h *timerHeap[T]) Push(x any) {
+	t := x.(*timer[T])
+	t.index = len(*h)
+	*h = append(*h, t)
+}
+
+// Pop implements heap.Interface.
+func (h *timerHeap[T]) Pop() any {
+	old := *h
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return t
+}

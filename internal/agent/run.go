@@ -121,6 +121,7 @@ type agent struct {
 	spool  *spool.Spool
 	sender *forward.Forwarder
 	buf    []byte
+	emit   func(*policy.Match) // alert, made once: a method value is an allocation
 	kinds  event.Kinds // asked of the kernel; 0 before
 
 	unspooled atomic.Uint64 // alerts that could not be spooled; the spool names them as lost
@@ -143,7 +144,9 @@ func (a *agent) run(ctx context.Context) error {
 	sendCtx, stopSend := context.WithCancel(failed)
 	parts.Go(func() error {
 		defer stopSpool()
-		return a.conn.Run(sourceCtx, a.pipe)
+		err := a.conn.Run(sourceCtx, a.pipe)
+		a.engine.Flush(a.emit) // no event comes any more
+		return err
 	})
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
 	parts.Go(func() error { a.settle(sourceCtx); return nil })
@@ -175,10 +178,10 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.flags.state, "spool"), MaxBytes: a.flags.spoolBytes, Log: a.log}); err != nil {
 		return fmt.Errorf("--state: %w", err)
 	}
-	if a.pipe, err = newPipeline(a.log, a.judge, nil); err != nil {
+	if a.pipe, err = newPipeline(a.log, a.judge, func() { a.engine.Tick(a.pipe.now.Mono, a.emit) }); err != nil {
 		return err
 	}
-	a.build.Wall = a.pipe.wall
+	a.build.Wall, a.emit = a.pipe.wall, a.alert
 	a.pipe.fair.report, a.pipe.fair.over = a.stormAlert, a.stormOver
 	a.sender, err = forward.New(forward.Config{
 		Spool: a.spool, Target: a.flags.collector, TLS: a.tls,
@@ -229,25 +232,33 @@ func (a *agent) sayGoodbye() {
 
 // judge is the end of the event path: it runs in the reader's goroutine.
 func (a *agent) judge(ev *event.Event) {
-	a.engine.Evaluate(ev, func(m *policy.Match) { a.send(a.build.Alert(ev, m)) })
+	a.engine.Evaluate(ev, a.emit)
 }
 
-// send puts an alert into the spool.
-func (a *agent) send(al *pb.Alert) {
+// alert takes a match, on the same goroutine.
+func (a *agent) alert(m *policy.Match) { m.Seq = a.send(a.build.Alert(m.Event, m)) }
+
+// send puts an alert into the spool and returns its number there, 0 when it
+// could not.
+func (a *agent) send(al *pb.Alert) (seq uint64) {
 	var err error
 	a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], &pb.Item{Item: &pb.Item_Alert{Alert: al}})
 	if err == nil {
-		_, err = a.spool.Append(a.buf)
+		seq, err = a.spool.Append(a.buf)
 	}
 	if err != nil && a.unspooled.Add(1) == 1 {
 		a.log.Error("an alert could not be spooled; it and any later one are counted and reported as lost",
 			"rule", al.Rule, "err", err)
 	}
+	return seq
 }
 
 // loadRules puts a new set of rules in force.
 func (a *agent) loadRules(u source.Update) {
-	a.engine.Swap(u.Set)
+	if err := a.engine.Swap(u.Set); err != nil {
+		a.log.Error("the rules in force stay", "err", err)
+		return
+	}
 	if more := u.Set.Kinds() &^ a.kinds; a.kinds != 0 && more != 0 {
 		for _, k := range event.AllKinds() {
 			if more.Has(k) {

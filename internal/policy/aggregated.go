@@ -34,7 +34,8 @@ const (
 type Sample struct {
 	Time    time.Time
 	PID     int32
-	UID     uint32 // 4294967295 when not known
+	HasUID  bool // UID is known
+	UID     uint32
 	Exe     string // at most maxSampleText bytes, as is Cmdline
 	Cmdline string // argv, each argument ends with NUL
 }
@@ -49,9 +50,9 @@ type samples struct{ list []Sample }
 
 func (s *samples) add(ev *event.Event) {
 	p := ev.Process
-	x := Sample{Time: ev.Time, PID: p.PID, UID: ^uint32(0), Exe: short(p.Exe, maxSampleText), Cmdline: short(p.Cmdline, maxSampleText)}
+	x := Sample{Time: ev.Time, PID: p.PID, Exe: short(p.Exe, maxSampleText), Cmdline: short(p.Cmdline, maxSampleText)}
 	if p.Has(event.FieldIDs) {
-		x.UID = p.UID
+		x.HasUID, x.UID = true, p.UID
 	}
 	if len(s.list) == maxSamples {
 		s.list[maxSamples-1] = x

@@ -196,7 +196,7 @@ func TestMatch(t *testing.T) {
 		{"plain", execOf(7), Match{Message: "User seven", Evidence: []Evidence{{Name: "process.uid", Text: "7"}}}},
 		{"loud", execOf(7, event.FieldIDs), Match{Message: "loud", Undecided: true, Evidence: []Evidence{{Name: "process.uid", Missing: true}}}},
 		{"excepted", execOf(7, event.FieldExe), Match{Message: "uid 7 runs ?", Undecided: true,
-			Evidence: []Evidence{{Name: "process.uid", Text: "7"}, {Name: "process.exe", Missing: true}}}},
+			Evidence: []Evidence{{Name: "process.uid", Text: "7"}, {Name: "process.exe", Missing: true, Exception: "shell"}}}},
 		{"speechless", execOf(7), Match{Message: "Fallback", Evidence: []Evidence{{Name: "process.uid", Text: "7"}}}},
 	} {
 		got := byRule(tt.ev)[tt.rule]

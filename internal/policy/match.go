@@ -55,8 +55,16 @@ type Match struct {
 	DryRun bool
 }
 
-// Evidence is a variable and the value it had.
-type Evidence = celenv.Value
+// Evidence is a variable of a rule, the value it had and what it meant.
+type Evidence struct {
+	Name    string
+	Text    string // valid UTF-8, but else what the process chose
+	Missing bool
+
+	Term      string // the part of the expression that looked at it, as CEL writes it
+	Truth     string // of that part: true, false, undecided, failed
+	Exception string // whose the part is; empty: the condition's
+}
 
 // message renders the rule's message for the event at hand. A panic in there
 // is a failure like another: the match must not be lost for it.
@@ -97,14 +105,16 @@ func (e *Engine) evidence(r *Rule, unsure bool) (list []Evidence) {
 			list = []Evidence{{Name: "evidence", Text: "not available: " + cut(fmt.Sprint(p), 256)}}
 		}
 	}()
-	list = r.condition.Values(e.act, MaxEvidence)
+	for _, x := range r.condition.Values(e.act, MaxEvidence) {
+		list = append(list, Evidence{Name: x.Name, Text: x.Text, Missing: x.Missing})
+	}
 	if !unsure {
 		return list
 	}
 	for i := range r.exceptions {
 		for _, x := range r.exceptions[i].applies.Values(e.act, MaxEvidence) {
 			if x.Missing && !has(list, x.Name) {
-				list = append(list, x)
+				list = append(list, Evidence{Name: x.Name, Missing: true, Exception: r.exceptions[i].name})
 			}
 		}
 	}

@@ -73,6 +73,7 @@ func everything() *pb.Alert {
 	p := a.Event.Process
 	p.Exe, p.File, p.Name, p.Cmdline, p.Cwd, p.Cgroup = []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}
 	a.Event.Change.FromName = []byte{0xff}
+	a.Aggregated.Samples[0].Exe, a.Aggregated.Samples[0].Cmdline = []byte{0xff}, []byte{0xff}
 	return a
 }
 

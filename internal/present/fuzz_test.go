@@ -133,7 +133,8 @@ func FuzzJSON(f *testing.F) {
 			Kind: s, Process: p, Place: s, PlaceReason: s, Container: &pb.Container{Id: s}, Pod: &pb.Pod{Name: s, Labels: map[string]string{s: s}},
 			Change: &pb.Change{FromName: name, ToName: cmd}, Exit: &pb.Exit{Signal: int32(len(name)), DurationNs: uint64(len(cmd))},
 		}
-		a := &pb.Alert{Event: ev, Rule: s, Message: s, Title: s, Tags: []string{s}, Evidence: []*pb.Evidence{{Field: s, Value: s}}, Mitre: []*pb.Mitre{{Technique: s}}}
+		a := &pb.Alert{Event: ev, Rule: s, Message: s, Title: s, Tags: []string{s}, Evidence: []*pb.Evidence{{Field: s, Value: s}}, Mitre: []*pb.Mitre{{Technique: s}},
+			Aggregated: &pb.Aggregated{Count: uint64(len(cmd)), FirstSeq: 7, Why: s, Samples: []*pb.Sample{{Exe: name, Cmdline: cmd}}}}
 		js := AppendAlertJSON(nil, Identity{Cluster: string(name), Node: s}, a)
 		checkHarmless(t, js)
 		var got struct {

@@ -39,6 +39,8 @@ func AppendAlertJSON(dst []byte, id Identity, a *pb.Alert) []byte {
 	dst = appendStr(dst, "title", a.GetTitle())
 	dst = appendStr(dst, "message", a.GetMessage())
 	dst = appendTrue(dst, "undecided", a.GetUndecided())
+	dst = appendTrue(dst, "late", a.GetLate())
+	dst = appendAggregated(dst, id, a.GetAggregated())
 	dst = appendStr(dst, "cluster", id.Cluster)
 	dst = appendStr(dst, "node", id.Node)
 	dst = appendEventFields(dst, ev, true)
@@ -96,7 +98,11 @@ func appendCommitted(dst []byte, id Identity) []byte {
 }
 
 func appendIdentity(dst []byte, id Identity) []byte {
-	dst = appendKey(dst, "id")
+	return appendID(appendKey(dst, "id"), id)
+}
+
+// appendID appends an identity as one string.
+func appendID(dst []byte, id Identity) []byte {
 	dst = append(dst, '"')
 	dst = appendStringBody(dst, id.Cluster)
 	dst = append(dst, '/')
@@ -411,9 +417,48 @@ func appendEvidence(dst []byte, ev []*pb.Evidence) []byte {
 			dst = appendKey(dst, "value")
 			dst = appendString(dst, e.GetValue())
 		}
+		dst = appendStr(dst, "term", e.GetTerm())
+		dst = appendStr(dst, "truth", e.GetTruth())
+		dst = appendStr(dst, "exception", e.GetException())
 		dst = append(dst, '}')
 	}
 	return append(dst, ']')
+}
+
+// appendAggregated appends what an alert for several matches stands for. The
+// first of them is named by its id, which has all but the number of this one's.
+func appendAggregated(dst []byte, id Identity, g *pb.Aggregated) []byte {
+	if g == nil {
+		return dst
+	}
+	dst = appendKey(dst, "aggregated")
+	dst = append(dst, '{')
+	dst = appendUint(dst, "count", g.GetCount())
+	if id.Seq = g.GetFirstSeq(); id.Seq != 0 {
+		dst = appendKey(dst, "first")
+		dst = appendID(dst, id)
+	}
+	dst = appendStr(dst, "why", g.GetWhy())
+	dst = appendTime(dst, "from", g.GetFrom())
+	dst = appendTime(dst, "until", g.GetUntil())
+	if len(g.GetSamples()) > 0 {
+		dst = appendKey(dst, "samples")
+		dst = append(dst, '[')
+		for _, s := range g.GetSamples() {
+			dst = appendElem(dst)
+			dst = append(dst, '{')
+			dst = appendTime(dst, "time", s.GetTime())
+			dst = appendInt(dst, "pid", s.GetPid())
+			if s.Uid != nil {
+				dst = appendUint(dst, "uid", uint64(s.GetUid()))
+			}
+			dst = appendText(dst, "exe", s.Exe)
+			dst = appendText(dst, "cmdline", s.Cmdline)
+			dst = append(dst, '}')
+		}
+		dst = append(dst, ']')
+	}
+	return append(dst, '}')
 }
 
 func appendMitre(dst []byte, ms []*pb.Mitre) []byte {

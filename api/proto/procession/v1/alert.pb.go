@@ -1076,7 +1076,13 @@ type Alert struct {
 	PolicyDigest string `protobuf:"bytes,9,opt,name=policy_digest,json=policyDigest,proto3" json:"policy_digest,omitempty"`
 	Title        string `protobuf:"bytes,10,opt,name=title,proto3" json:"title,omitempty"`
 	// A rule that could not be decided, and says to alert then.
-	Undecided     bool `protobuf:"varint,11,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Undecided bool `protobuf:"varint,11,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	// The alert stands for several matches of the rule. The event is that of
+	// the first one that was held back, or of the one that reached the threshold.
+	Aggregated *Aggregated `protobuf:"bytes,12,opt,name=aggregated,proto3" json:"aggregated,omitempty"`
+	// The rule was undecided when it happened, because it was not known where the
+	// process runs, and was decided when it was.
+	Late          bool `protobuf:"varint,13,opt,name=late,proto3" json:"late,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1188,6 +1194,191 @@ func (x *Alert) GetUndecided() bool {
 	return false
 }
 
+func (x *Alert) GetAggregated() *Aggregated {
+	if x != nil {
+		return x.Aggregated
+	}
+	return nil
+}
+
+func (x *Alert) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
+}
+
+// Aggregated says which matches an alert stands for.
+type Aggregated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Matches: the repeats after the first one, which had an alert of its own,
+	// or all that reached the threshold.
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// seq, in the same epoch, of the alert that they repeat; 0: there is none.
+	FirstSeq uint64 `protobuf:"varint,2,opt,name=first_seq,json=firstSeq,proto3" json:"first_seq,omitempty"`
+	// threshold; or why repeats are summed up now: window (it is over), evicted
+	// (no room), policy (the rule was changed), end (the agent stops).
+	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	// From the first match, with an alert of its own or not, to the last.
+	From  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	// Some of them: the first few and the last.
+	Samples       []*Sample `protobuf:"bytes,6,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Aggregated) Reset() {
+	*x = Aggregated{}
+	mi := &file_procession_v1_alert_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Aggregated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Aggregated) ProtoMessage() {}
+
+func (x *Aggregated) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Aggregated.ProtoReflect.Descriptor instead.
+func (*Aggregated) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Aggregated) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Aggregated) GetFirstSeq() uint64 {
+	if x != nil {
+		return x.FirstSeq
+	}
+	return 0
+}
+
+func (x *Aggregated) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Aggregated) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Aggregated) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Aggregated) GetSamples() []*Sample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+// Sample is one of several matches.
+type Sample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Pid   int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Uid   *uint32                `protobuf:"varint,3,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
+	// At most 256 bytes of each.
+	Exe []byte `protobuf:"bytes,4,opt,name=exe,proto3" json:"exe,omitempty"`
+	// argv, each argument ends with NUL.
+	Cmdline       []byte `protobuf:"bytes,5,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_procession_v1_alert_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Sample) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Sample) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Sample) GetUid() uint32 {
+	if x != nil && x.Uid != nil {
+		return *x.Uid
+	}
+	return 0
+}
+
+func (x *Sample) GetExe() []byte {
+	if x != nil {
+		return x.Exe
+	}
+	return nil
+}
+
+func (x *Sample) GetCmdline() []byte {
+	if x != nil {
+		return x.Cmdline
+	}
+	return nil
+}
+
 type Mitre struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tactic        string                 `protobuf:"bytes,1,opt,name=tactic,proto3" json:"tactic,omitempty"`
@@ -1198,7 +1389,7 @@ type Mitre struct {
 
 func (x *Mitre) Reset() {
 	*x = Mitre{}
-	mi := &file_procession_v1_alert_proto_msgTypes[10]
+	mi := &file_procession_v1_alert_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1401,7 @@ func (x *Mitre) String() string {
 func (*Mitre) ProtoMessage() {}
 
 func (x *Mitre) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[10]
+	mi := &file_procession_v1_alert_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1414,7 @@ func (x *Mitre) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mitre.ProtoReflect.Descriptor instead.
 func (*Mitre) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{10}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Mitre) GetTactic() string {
@@ -1240,18 +1431,27 @@ func (x *Mitre) GetTechnique() string {
 	return ""
 }
 
+// Evidence is a variable of the rule, its value, and what it meant: one for
+// each variable of each term that counted.
 type Evidence struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Field         string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Missing       bool                   `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Field   string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Value   string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Missing bool                   `protobuf:"varint,3,opt,name=missing,proto3" json:"missing,omitempty"`
+	// The part of the expression that looked at it, as CEL writes it.
+	Term string `protobuf:"bytes,4,opt,name=term,proto3" json:"term,omitempty"`
+	// What that part was: true, false, undecided, failed. A term below a "not"
+	// speaks for the rule when it is false.
+	Truth string `protobuf:"bytes,5,opt,name=truth,proto3" json:"truth,omitempty"`
+	// Name of the exception the part belongs to; empty: the rule's condition.
+	Exception     string `protobuf:"bytes,6,opt,name=exception,proto3" json:"exception,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_procession_v1_alert_proto_msgTypes[11]
+	mi := &file_procession_v1_alert_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1463,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[11]
+	mi := &file_procession_v1_alert_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1476,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{11}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Evidence) GetField() string {
@@ -1300,6 +1500,27 @@ func (x *Evidence) GetMissing() bool {
 	return false
 }
 
+func (x *Evidence) GetTerm() string {
+	if x != nil {
+		return x.Term
+	}
+	return ""
+}
+
+func (x *Evidence) GetTruth() string {
+	if x != nil {
+		return x.Truth
+	}
+	return ""
+}
+
+func (x *Evidence) GetException() string {
+	if x != nil {
+		return x.Exception
+	}
+	return ""
+}
+
 // Item is what one record of an agent's spool holds: one of these, encoded.
 type Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1315,7 +1536,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_procession_v1_alert_proto_msgTypes[12]
+	mi := &file_procession_v1_alert_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1548,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[12]
+	mi := &file_procession_v1_alert_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1561,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{12}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Item) GetItem() isItem_Item {
@@ -1423,7 +1644,7 @@ type Amendment struct {
 
 func (x *Amendment) Reset() {
 	*x = Amendment{}
-	mi := &file_procession_v1_alert_proto_msgTypes[13]
+	mi := &file_procession_v1_alert_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1656,7 @@ func (x *Amendment) String() string {
 func (*Amendment) ProtoMessage() {}
 
 func (x *Amendment) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[13]
+	mi := &file_procession_v1_alert_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1669,7 @@ func (x *Amendment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Amendment.ProtoReflect.Descriptor instead.
 func (*Amendment) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{13}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Amendment) GetEpoch() []byte {
@@ -1554,7 +1775,7 @@ type Coverage struct {
 
 func (x *Coverage) Reset() {
 	*x = Coverage{}
-	mi := &file_procession_v1_alert_proto_msgTypes[14]
+	mi := &file_procession_v1_alert_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1787,7 @@ func (x *Coverage) String() string {
 func (*Coverage) ProtoMessage() {}
 
 func (x *Coverage) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[14]
+	mi := &file_procession_v1_alert_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1800,7 @@ func (x *Coverage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Coverage.ProtoReflect.Descriptor instead.
 func (*Coverage) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{14}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Coverage) GetFrom() *timestamppb.Timestamp {
@@ -1778,7 +1999,7 @@ type Storm struct {
 
 func (x *Storm) Reset() {
 	*x = Storm{}
-	mi := &file_procession_v1_alert_proto_msgTypes[15]
+	mi := &file_procession_v1_alert_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +2011,7 @@ func (x *Storm) String() string {
 func (*Storm) ProtoMessage() {}
 
 func (x *Storm) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[15]
+	mi := &file_procession_v1_alert_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +2024,7 @@ func (x *Storm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storm.ProtoReflect.Descriptor instead.
 func (*Storm) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{15}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Storm) GetContainerId() string {
@@ -1956,7 +2177,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"owner_name\x18\a \x01(\tR\townerName\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x03\n" +
 	"\x05Alert\x12*\n" +
 	"\x05event\x18\x01 \x01(\v2\x14.procession.v1.EventR\x05event\x123\n" +
 	"\bseverity\x18\x02 \x01(\x0e2\x17.procession.v1.SeverityR\bseverity\x12\x12\n" +
@@ -1969,14 +2190,36 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\rpolicy_digest\x18\t \x01(\tR\fpolicyDigest\x12\x14\n" +
 	"\x05title\x18\n" +
 	" \x01(\tR\x05title\x12\x1c\n" +
-	"\tundecided\x18\v \x01(\bR\tundecided\"=\n" +
+	"\tundecided\x18\v \x01(\bR\tundecided\x129\n" +
+	"\n" +
+	"aggregated\x18\f \x01(\v2\x19.procession.v1.AggregatedR\n" +
+	"aggregated\x12\x12\n" +
+	"\x04late\x18\r \x01(\bR\x04late\"\xe4\x01\n" +
+	"\n" +
+	"Aggregated\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1b\n" +
+	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12.\n" +
+	"\x04from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12/\n" +
+	"\asamples\x18\x06 \x03(\v2\x15.procession.v1.SampleR\asamples\"\x95\x01\n" +
+	"\x06Sample\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x15\n" +
+	"\x03uid\x18\x03 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x10\n" +
+	"\x03exe\x18\x04 \x01(\fR\x03exe\x12\x18\n" +
+	"\acmdline\x18\x05 \x01(\fR\acmdlineB\x06\n" +
+	"\x04_uid\"=\n" +
 	"\x05Mitre\x12\x16\n" +
 	"\x06tactic\x18\x01 \x01(\tR\x06tactic\x12\x1c\n" +
-	"\ttechnique\x18\x02 \x01(\tR\ttechnique\"P\n" +
+	"\ttechnique\x18\x02 \x01(\tR\ttechnique\"\x98\x01\n" +
 	"\bEvidence\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x18\n" +
-	"\amissing\x18\x03 \x01(\bR\amissing\"\xad\x01\n" +
+	"\amissing\x18\x03 \x01(\bR\amissing\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\tR\x04term\x12\x14\n" +
+	"\x05truth\x18\x05 \x01(\tR\x05truth\x12\x1c\n" +
+	"\texception\x18\x06 \x01(\tR\texception\"\xad\x01\n" +
 	"\x04Item\x12,\n" +
 	"\x05alert\x18\x01 \x01(\v2\x14.procession.v1.AlertH\x00R\x05alert\x128\n" +
 	"\tamendment\x18\x02 \x01(\v2\x18.procession.v1.AmendmentH\x00R\tamendment\x125\n" +
@@ -2067,7 +2310,7 @@ func file_procession_v1_alert_proto_rawDescGZIP() []byte {
 }
 
 var file_procession_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_procession_v1_alert_proto_goTypes = []any{
 	(Severity)(0),                 // 0: procession.v1.Severity
 	(*Event)(nil),                 // 1: procession.v1.Event
@@ -2080,62 +2323,69 @@ var file_procession_v1_alert_proto_goTypes = []any{
 	(*Container)(nil),             // 8: procession.v1.Container
 	(*Pod)(nil),                   // 9: procession.v1.Pod
 	(*Alert)(nil),                 // 10: procession.v1.Alert
-	(*Mitre)(nil),                 // 11: procession.v1.Mitre
-	(*Evidence)(nil),              // 12: procession.v1.Evidence
-	(*Item)(nil),                  // 13: procession.v1.Item
-	(*Amendment)(nil),             // 14: procession.v1.Amendment
-	(*Coverage)(nil),              // 15: procession.v1.Coverage
-	(*Storm)(nil),                 // 16: procession.v1.Storm
-	nil,                           // 17: procession.v1.Process.SourcesEntry
-	nil,                           // 18: procession.v1.Pod.LabelsEntry
-	nil,                           // 19: procession.v1.Coverage.EventsEntry
-	nil,                           // 20: procession.v1.Coverage.LostEntry
-	nil,                           // 21: procession.v1.Coverage.MissedEntry
-	nil,                           // 22: procession.v1.Coverage.UnresolvedEntry
-	nil,                           // 23: procession.v1.Coverage.SuppressedEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Aggregated)(nil),            // 11: procession.v1.Aggregated
+	(*Sample)(nil),                // 12: procession.v1.Sample
+	(*Mitre)(nil),                 // 13: procession.v1.Mitre
+	(*Evidence)(nil),              // 14: procession.v1.Evidence
+	(*Item)(nil),                  // 15: procession.v1.Item
+	(*Amendment)(nil),             // 16: procession.v1.Amendment
+	(*Coverage)(nil),              // 17: procession.v1.Coverage
+	(*Storm)(nil),                 // 18: procession.v1.Storm
+	nil,                           // 19: procession.v1.Process.SourcesEntry
+	nil,                           // 20: procession.v1.Pod.LabelsEntry
+	nil,                           // 21: procession.v1.Coverage.EventsEntry
+	nil,                           // 22: procession.v1.Coverage.LostEntry
+	nil,                           // 23: procession.v1.Coverage.MissedEntry
+	nil,                           // 24: procession.v1.Coverage.UnresolvedEntry
+	nil,                           // 25: procession.v1.Coverage.SuppressedEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_procession_v1_alert_proto_depIdxs = []int32{
-	24, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
+	26, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 1: procession.v1.Event.process:type_name -> procession.v1.Process
 	2,  // 2: procession.v1.Event.target:type_name -> procession.v1.Process
 	6,  // 3: procession.v1.Event.change:type_name -> procession.v1.Change
 	7,  // 4: procession.v1.Event.exit:type_name -> procession.v1.Exit
 	8,  // 5: procession.v1.Event.container:type_name -> procession.v1.Container
 	9,  // 6: procession.v1.Event.pod:type_name -> procession.v1.Pod
-	24, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
+	26, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: procession.v1.Process.ids:type_name -> procession.v1.IDs
 	4,  // 9: procession.v1.Process.ns:type_name -> procession.v1.Namespaces
 	5,  // 10: procession.v1.Process.exe_file:type_name -> procession.v1.ExeFile
-	17, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
+	19, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
 	2,  // 12: procession.v1.Process.ancestors:type_name -> procession.v1.Process
 	3,  // 13: procession.v1.Change.from:type_name -> procession.v1.IDs
 	3,  // 14: procession.v1.Change.to:type_name -> procession.v1.IDs
-	18, // 15: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
+	20, // 15: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
 	1,  // 16: procession.v1.Alert.event:type_name -> procession.v1.Event
 	0,  // 17: procession.v1.Alert.severity:type_name -> procession.v1.Severity
-	11, // 18: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
-	12, // 19: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
-	10, // 20: procession.v1.Item.alert:type_name -> procession.v1.Alert
-	14, // 21: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
-	15, // 22: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
-	24, // 23: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
-	8,  // 24: procession.v1.Amendment.container:type_name -> procession.v1.Container
-	9,  // 25: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
-	24, // 26: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
-	24, // 27: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
-	24, // 28: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
-	19, // 29: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
-	20, // 30: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
-	21, // 31: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
-	22, // 32: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
-	23, // 33: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
-	16, // 34: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	13, // 18: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
+	14, // 19: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
+	11, // 20: procession.v1.Alert.aggregated:type_name -> procession.v1.Aggregated
+	26, // 21: procession.v1.Aggregated.from:type_name -> google.protobuf.Timestamp
+	26, // 22: procession.v1.Aggregated.until:type_name -> google.protobuf.Timestamp
+	12, // 23: procession.v1.Aggregated.samples:type_name -> procession.v1.Sample
+	26, // 24: procession.v1.Sample.time:type_name -> google.protobuf.Timestamp
+	10, // 25: procession.v1.Item.alert:type_name -> procession.v1.Alert
+	16, // 26: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
+	17, // 27: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
+	26, // 28: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
+	8,  // 29: procession.v1.Amendment.container:type_name -> procession.v1.Container
+	9,  // 30: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
+	26, // 31: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
+	26, // 32: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
+	26, // 33: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
+	21, // 34: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
+	22, // 35: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
+	23, // 36: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
+	24, // 37: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
+	25, // 38: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
+	18, // 39: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_alert_proto_init() }
@@ -2144,7 +2394,8 @@ func file_procession_v1_alert_proto_init() {
 		return
 	}
 	file_procession_v1_alert_proto_msgTypes[1].OneofWrappers = []any{}
-	file_procession_v1_alert_proto_msgTypes[12].OneofWrappers = []any{
+	file_procession_v1_alert_proto_msgTypes[11].OneofWrappers = []any{}
+	file_procession_v1_alert_proto_msgTypes[14].OneofWrappers = []any{
 		(*Item_Alert)(nil),
 		(*Item_Amendment)(nil),
 		(*Item_Coverage)(nil),
@@ -2155,7 +2406,7 @@ func file_procession_v1_alert_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_procession_v1_alert_proto_rawDesc), len(file_procession_v1_alert_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

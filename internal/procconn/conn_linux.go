@@ -92,7 +92,7 @@ func Open(ctx context.Context, cfg Config) (*Conn, error) {
 	done := make(chan struct{})
 	onOwnThread(func() {
 		defer close(done)
-		c, err = open(ctx, cfg)
+		c, err = openAnywhere(ctx, cfg)
 	})
 	<-done
 	return c, err
@@ -149,6 +149,7 @@ func (c *Conn) start(ctx context.Context, reason string) error {
 	}
 	c.status.Reason = reason
 	c.status.Since = time.Now()
+	c.status.Network = c.cfg.network
 	c.src.describe(&c.status)
 	return nil
 }
@@ -393,7 +394,7 @@ func (c *Conn) Full() float64 { return c.src.full() }
 
 // describe renews the status, once it is known what Run's thread may do.
 func (c *Conn) describe() {
-	s := Status{Reason: c.status.Reason, Since: c.status.Since}
+	s := Status{Reason: c.status.Reason, Since: c.status.Since, Network: c.cfg.network}
 	c.src.describe(&s)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -99,3 +99,19 @@ func hasCap(n uint) bool {
 	}
 	return d[n/32].Effective&(1<<(n%32)) != 0
 }
+
+// fileLimits are about reading what belongs to other users. When says in which
+// cases it matters, as the beginning of a sentence.
+func fileLimits(when string) (limits []Limit) {
+	if !hasCap(unix.CAP_SYS_PTRACE) {
+		cost := "program and working directory of other users' processes cannot be read."
+		if when == "" {
+			cost = "P" + cost[1:]
+		}
+		limits = append(limits, Limit{"CAP_SYS_PTRACE", when + cost})
+	}
+	if !hasCap(unix.CAP_DAC_READ_SEARCH) {
+		limits = append(limits, Limit{"CAP_DAC_READ_SEARCH", "Policies, certificates and other files that are closed to this user cannot be read."})
+	}
+	return limits
+}

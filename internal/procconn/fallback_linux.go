@@ -95,7 +95,7 @@ func (f *fallback) open() error {
 	f.overflowSince = monotonic()
 	self := uint32(f.c.tgid)
 	size := func(def int) int { return cmp.Or(f.c.cfg.RcvBuf, def) }
-	if f.bulk, err = openSocket(size(bulkRcvBuf), attachClassic(bulkFilter(self, f.c.cfg.Kinds))); err != nil {
+	if f.bulk, err = openSocket(f.c.cfg.network, size(bulkRcvBuf), attachClassic(bulkFilter(self, f.c.cfg.Kinds))); err != nil {
 		return err
 	}
 	f.recv = newReceiver(bulkBatch)
@@ -135,7 +135,7 @@ func (f *fallback) open() error {
 }
 
 func (f *fallback) addReader(cpu int, filter []unix.SockFilter, rcvBuf int) error {
-	s, err := openSocket(rcvBuf, attachClassic(filter))
+	s, err := openSocket(f.c.cfg.network, rcvBuf, attachClassic(filter))
 	if err != nil {
 		return err
 	}
@@ -481,6 +481,14 @@ func (f *fallback) describe(s *Status) {
 	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 100 very short processes is seen "+
 		"without arguments or program. Namespaces, login id, the name handed to execve and the overlay layer are never known, "+
 		"nor who made a process with CLONE_PARENT.")
+	for _, c := range []struct {
+		n    uint
+		name string
+	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}} {
+		if !hasCap(c.n) && !hasCap(unix.CAP_SYS_ADMIN) {
+			limit(c.name, "The kernel does not let this process load the recorder.")
+		}
+	}
 	if worst != fifo && s.Readers > 0 {
 		limit("CAP_SYS_NICE", "Readers run at "+worst.String()+" instead of "+fifo.String()+
 			": facts of many short processes are missed. In a cgroup v1 without a real-time budget the capability does not help.")
@@ -493,9 +501,7 @@ func (f *fallback) describe(s *Status) {
 		limit("CPU count", fmt.Sprintf("One reader serves all %d CPUs, since more than %d sockets would slow down every process: "+
 			"facts of many short processes are missed.", f.online, maxPinned))
 	}
-	if !hasCap(unix.CAP_SYS_PTRACE) {
-		limit("CAP_SYS_PTRACE", "Program and working directory of other users' processes cannot be read.")
-	}
+	s.Limits = append(s.Limits, fileLimits("")...)
 	if !f.bulk.forced {
 		limit("CAP_NET_ADMIN", fmt.Sprintf("The receive buffer is limited by net.core.rmem_max to %d bytes, about %d events: "+
 			"longer bursts are lost, and counted.", f.bulk.rcvBuf, f.bulk.rcvBuf/832))

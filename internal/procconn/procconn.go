@@ -55,7 +55,8 @@ type Config struct {
 	// Log takes what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
 
-	single bool // one reader for all CPUs, as on large machines: for tests
+	network string // path of the network namespace to make sockets in; "" this process's
+	single  bool   // one reader for all CPUs, as on large machines: for tests
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -230,6 +231,10 @@ type Status struct {
 	Pinned     int          // of them, bound to one CPU
 	RcvBuf     int          // bytes got for the socket that takes the most; 0 with the recorder
 
+	// Network is the network namespace that sockets were made in, a path in
+	// /proc; "" if it is this process's own.
+	Network string
+
 	Limits []Limit // what is missing here and what that costs
 
 	Alive        bool          // the last heartbeat came back in time
@@ -241,3 +246,6 @@ type Limit struct {
 	Missing string // "CAP_SYS_NICE"
 	Cost    string // one sentence
 }
+
+// String is one line for people: what is missing, and what that costs.
+func (l Limit) String() string { return l.Missing + ": " + l.Cost }

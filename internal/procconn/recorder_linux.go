@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/procconn/recorder"
 )
@@ -40,7 +42,7 @@ func openRecording(c *Conn) (*recording, error) {
 	}
 	r := &recording{c: c, rec: rec, since: monotonic()}
 	r.take = r.record
-	if r.sock, err = openSocket(0, rec.Attach); err != nil {
+	if r.sock, err = openSocket(c.cfg.network, 0, rec.Attach); err != nil {
 		rec.Close()
 		return nil, err
 	}
@@ -169,6 +171,11 @@ func (r *recording) describe(s *Status) {
 		s.Limits = append(s.Limits, Limit{"type information of overlayfs",
 			"It cannot be told whether a program is from the container's image or was written later."})
 	}
+	if !hasCap(unix.CAP_SYS_NICE) {
+		s.Limits = append(s.Limits, Limit{"CAP_SYS_NICE",
+			"The reader does not run before other programs: on a busy machine alerts come later, and a storm can fill the ring."})
+	}
+	s.Limits = append(s.Limits, fileLimits("Of processes that ran before the agent, and where a record was cut short, ")...)
 }
 
 func (r *recording) close() error {

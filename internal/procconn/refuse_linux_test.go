@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,6 +27,8 @@ type attempt struct {
 	Reason        string
 	Scheduling    string
 	Limits        []string
+	Network       string // that its sockets are in, and
+	Own           string // that all its threads are in; "" if they differ
 	ExecsSeen     int
 	WithArguments int
 }
@@ -34,8 +38,12 @@ type attempt struct {
 func openAndTell() error {
 	var cfg Config
 	for _, arg := range os.Args[1:] {
-		if arg == "require" {
+		switch arg {
+		case "require":
 			cfg.Recorder = Require
+			continue
+		case "off":
+			cfg.Recorder = Off
 			continue
 		}
 		if err := restrict(arg); err != nil {
@@ -70,11 +78,37 @@ func openAndTell() error {
 		}
 	}
 	s := c.Status()
-	a.Way, a.Reason, a.Scheduling = s.Way, s.Reason, s.Scheduling
+	a.Way, a.Reason, a.Scheduling, a.Network = s.Way, s.Reason, s.Scheduling, s.Network
+	if a.Own, err = ownNetwork(); err != nil {
+		return err
+	}
 	for _, l := range s.Limits {
 		a.Limits = append(a.Limits, l.Missing)
 	}
 	return json.NewEncoder(os.Stdout).Encode(a)
+}
+
+// ownNetwork is the network namespace that every thread of this process is in;
+// "" if they differ.
+func ownNetwork() (string, error) {
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil {
+		return "", err
+	}
+	own := ""
+	for _, path := range threads {
+		ns, err := os.Readlink(path)
+		switch {
+		case errors.Is(err, os.ErrNotExist): // the thread has ended
+		case err != nil:
+			return "", err
+		case own != "" && own != ns:
+			return "", nil
+		default:
+			own = ns
+		}
+	}
+	return own, nil
 }
 
 // restrict takes something away from this process.
@@ -96,6 +130,8 @@ func restrict(what string) error {
 	case "before-6.6":
 		// Group 1 and no capability: the bind of older kernels.
 		return refuse(unix.SYS_BIND, 2, unix.SizeofSockaddrNetlink, unix.EPERM)
+	case "no-setns":
+		return refuse(unix.SYS_SETNS, 1, unix.CLONE_NEWNET, unix.EPERM)
 	case "no-bpf":
 		return refuse(unix.SYS_BPF, 5, 0, unix.EPERM) // bpf(2) has three arguments
 	}
@@ -152,7 +188,8 @@ func TestRefusals(t *testing.T) {
 		notPerm  bool // ErrPermission, else ErrNotSupported
 		want     []string
 	}{
-		{"another network namespace", &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}, nil, false, []string{"network namespace", "hostNetwork: true"}},
+		{"another network namespace, and no way out", &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}, []string{"no-setns"}, false,
+			[]string{"network namespace", "hostNetwork: true", "SYS_ADMIN"}},
 		{"another pid namespace", &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}, nil, false, []string{"pid namespace", "hostPID: true"}},
 		{"another user namespace", &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: root, GidMappings: root}, nil, false,
 			[]string{"user namespace", "hostUsers"}},
@@ -176,27 +213,63 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestNetworkNamespace: in a network namespace of its own a process makes its
+// sockets in the host's, says so, and stays where it is with every thread.
+func TestNetworkNamespace(t *testing.T) {
+	for _, mode := range []string{"require", "off"} {
+		t.Run(mode, func(t *testing.T) {
+			host, err := os.Readlink("/proc/self/ns/net")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := try(t, &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}, mode)
+			if a.Err != "" {
+				t.Fatal(a.Err)
+			}
+			if !slices.Contains(hostNetworks[:], a.Network) {
+				t.Errorf("sockets in %q, want one of %q", a.Network, hostNetworks)
+			}
+			if a.Own == "" || a.Own == host {
+				t.Errorf("threads in %q, want all in their own namespace, which is not %s", a.Own, host)
+			}
+			if a.ExecsSeen != 1 {
+				t.Errorf("own execs seen: %d, want 1", a.ExecsSeen)
+			}
+		})
+	}
+}
+
 // TestReduced: with less than it would like the Conn works and says what that
 // costs.
 func TestReduced(t *testing.T) {
+	ambient := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON}}
 	for _, c := range []struct {
-		name, restrict string
-		sched          string
-		limits         string
+		name     string
+		attr     *syscall.SysProcAttr
+		restrict string
+		recorder bool
+		sched    string
+		limits   string
 	}{
-		{"no BPF", "no-bpf", "fifo 10", "recorder"},
-		{"nothing but a user", "uid-1000", "normal", "recorder CAP_SYS_NICE CAP_SYS_PTRACE CAP_NET_ADMIN"},
+		{"no BPF", nil, "no-bpf", false, "fifo 10", "recorder"},
+		{"nothing but a user", nil, "uid-1000", false, "normal",
+			"recorder CAP_BPF CAP_PERFMON CAP_SYS_NICE CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"},
+		{"a user with NET_ADMIN, BPF and PERFMON", ambient, "", true, "normal", "CAP_SYS_NICE CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := try(t, nil, c.restrict)
+			var restrict []string
+			if c.restrict != "" {
+				restrict = append(restrict, c.restrict)
+			}
+			a := try(t, c.attr, restrict...)
 			if a.NotPermitted {
 				testenv.Skip(t, a.Err) // a kernel before 6.6
 			}
 			if a.Err != "" {
 				t.Fatal(a.Err)
 			}
-			if a.Way != PerCPU && a.Way != Single || a.Reason == "" {
-				t.Errorf("way %s, reason %q: want a fall-back with a reason", a.Way, a.Reason)
+			if byRecorder := a.Way == ByRecorder; byRecorder != c.recorder || byRecorder != (a.Reason == "") {
+				t.Errorf("way %s, reason %q: want the recorder: %t, or a fall-back with a reason", a.Way, a.Reason, c.recorder)
 			}
 			if got := strings.Join(a.Limits, " "); got != c.limits || a.Scheduling != c.sched {
 				t.Errorf("limits %q, scheduling %q; want %q, %q", got, a.Scheduling, c.limits, c.sched)

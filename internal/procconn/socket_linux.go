@@ -19,13 +19,14 @@ type socket struct {
 	since  uint64  // when drops was read, ns CLOCK_MONOTONIC
 }
 
-// openSocket makes a socket and joins the group, with the filter attached by
+// openSocket makes a socket in a network namespace (see newSocket) and joins the
+// group, with the filter attached by
 // attach before that, since events pass unfiltered otherwise. Errors are those
 // of diagnose.
-func openSocket(rcvBuf int, attach func(fd int) error) (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_CONNECTOR)
+func openSocket(network string, rcvBuf int, attach func(fd int) error) (*socket, error) {
+	fd, err := newSocket(network)
 	if err != nil {
-		return nil, diagnose("socket", err)
+		return nil, err
 	}
 	s := &socket{fd: fd}
 	if err := s.setup(rcvBuf, attach); err != nil {

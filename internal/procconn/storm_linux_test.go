@@ -121,7 +121,7 @@ func TestStorm(t *testing.T) {
 		see("recorder", Config{Recorder: Require, RingBytes: 64 << 10}),
 		see("fallback", Config{Recorder: Off, RcvBuf: 64 << 10}),
 	}
-	truth, err := openSocket(256<<20, attachClassic(bulkFilter(uint32(0), kinds)))
+	truth, err := openSocket("", 256<<20, attachClassic(bulkFilter(uint32(0), kinds)))
 	if err != nil {
 		t.Fatal(err)
 	}

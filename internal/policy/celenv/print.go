@@ -33,7 +33,7 @@ func (e *Env) write(b *strings.Builder, n *Node) {
 		}
 	case OpNot:
 		b.WriteByte('!')
-		e.operand(b, n.Kids[0])
+		e.enclose(b, n.Kids[0], n.Kids[0].infix())
 	case OpIf:
 		e.operand(b, n.Kids[0])
 		b.WriteString(" ? ")
@@ -55,14 +55,29 @@ func (e *Env) write(b *strings.Builder, n *Node) {
 
 // operand puts what would not bind tightly enough in parentheses.
 func (e *Env) operand(b *strings.Builder, n *Node) {
-	switch n.Op {
-	case OpAnd, OpOr, OpIf:
+	e.enclose(b, n, n.Op == OpAnd || n.Op == OpOr || n.Op == OpIf)
+}
+
+func (e *Env) enclose(b *strings.Builder, n *Node, enclose bool) {
+	if enclose {
 		b.WriteByte('(')
 		e.write(b, n)
 		b.WriteByte(')')
-	default:
-		e.write(b, n)
+		return
 	}
+	e.write(b, n)
+}
+
+// infix says whether a term may be written with an operator between two
+// things, which binds less tightly than "not".
+func (n *Node) infix() bool {
+	switch n.Op {
+	case OpConst, OpVariable, OpFlag, OpRegexp, OpSome, OpNot:
+		return false
+	case OpText:
+		return n.Test == Equal
+	}
+	return true
 }
 
 func (e *Env) leaf(b *strings.Builder, n *Node) {

@@ -204,3 +204,14 @@ func (a *Activation) Flag(f Field, i int) (b, known bool) {
 	}
 	return a.env.vars[f].flag(a)
 }
+
+// Count is the number of elements of args or ancestors.
+func (a *Activation) Count(f Field) (n int, known bool) {
+	switch v := &a.env.vars[f]; {
+	case v.shape == shapeArgs:
+		return a.Texts(f)
+	case v.tenant:
+		return len(a.ancestors(viewTenant)), true
+	}
+	return len(a.ancestors(viewAll)), true
+}

@@ -4,9 +4,10 @@
 //
 // Promises:
 //
-//   - Who an agent is comes from its credentials alone (Config.Identify). The
-//     node named in a Hello is a hint; another name is logged and counted, and
-//     changes nothing.
+//   - Who an agent is comes from its credentials alone (Config.Identify,
+//     Config.Tokens). The node named in a Hello is a hint; another name is
+//     logged and counted, and changes nothing. A token is looked at again while
+//     its stream lives, and one that ends without a successor ends the stream.
 //   - An Ack is sent after the commit that holds everything up to it. Where to
 //     go on after a Hello is asked through the same queue, behind whatever an
 //     older stream of the agent left in it. This package never decides what is

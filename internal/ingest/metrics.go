@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/procession-dev/procession/internal/ingest/token"
 )
 
 type metrics struct {
@@ -21,6 +23,7 @@ type metrics struct {
 	refusedMessages *prometheus.CounterVec
 	refusedStreams  *prometheus.CounterVec
 	endedStreams    *prometheus.CounterVec
+	tokenLooks      *prometheus.CounterVec
 	handshakes      *prometheus.CounterVec
 	gaps            prometheus.Counter
 	mismatches      prometheus.Counter
@@ -28,7 +31,7 @@ type metrics struct {
 	streams         prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
 	m := &metrics{
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_records_received_total",
@@ -43,22 +46,26 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			[]string{"reason"}),
 		refusedStreams: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_streams_refused_total",
-			Help: "Streams refused before a Hello. identity: the certificate names no node."},
+			Help: "Streams refused before a Hello. identity: the certificate names no node. All others are about tokens: no_token, malformed, expired, wrong_audience (meant for another service), wrong_account (not an agent's service account), rejected (the Kubernetes API server says no), no_node (bound to no node), throttled (too many refused ones from the address), unavailable (the Kubernetes API server is silent; agents come back)."},
 			[]string{"reason"}),
+		tokenLooks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_token_rechecks_total",
+			Help: "Tokens of live streams looked at again. ok; stale: the Kubernetes API server was silent and what it confirmed before counts on; unavailable: it was silent, asked again soon; any other reason ended the stream."},
+			[]string{"result"}),
 		endedStreams: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_streams_failed_total",
 			Help: "Streams ended by an error, by gRPC code. Unavailable: the store took nothing. FailedPrecondition: a gap. Aborted: a newer stream of the node took over."},
 			[]string{"code"}),
 		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_handshakes_failed_total",
-			Help: "Connections refused before any message: no_certificate, unknown_authority, expired, not_tls, closed, other."},
+			Help: "Connections refused before any message: no_certificate, unknown_authority, expired, not_tls, old_tls, closed, other."},
 			[]string{"reason"}),
 		gaps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_gaps_total",
 			Help: "Streams ended because a batch did not follow what is stored, and no loss told why. Never in good order: an agent lost records without noticing."}),
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_identity_mismatches_total",
-			Help: "Agents that claimed to be another node than their certificate says. The certificate decided."}),
+			Help: "Agents that claimed to be another node than their credentials say. The credentials decided."}),
 		heartbeats: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_heartbeats_total", Help: "Heartbeats of agents."}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -71,14 +78,40 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.refusedMessages.WithLabelValues(r)
 	}
 	m.refusedStreams.WithLabelValues("identity")
-	for _, r := range []string{"no_certificate", "unknown_authority", "expired", "not_tls", "closed", "other"} {
+	for _, r := range []string{"no_certificate", "unknown_authority", "expired", "not_tls", "old_tls", "closed", "other"} {
 		m.handshakes.WithLabelValues(r)
+	}
+	if tokens != nil {
+		m.initTokens(reg, tokens)
 	}
 	if reg != nil {
 		reg.MustRegister(m.received, m.refused, m.refusedMessages, m.refusedStreams, m.endedStreams, m.handshakes,
 			m.gaps, m.mismatches, m.heartbeats, m.streams)
 	}
 	return m
+}
+
+func (m *metrics) initTokens(reg prometheus.Registerer, tokens *token.Verifier) {
+	for _, r := range token.Reasons() {
+		m.refusedStreams.WithLabelValues(string(r))
+		m.tokenLooks.WithLabelValues(string(r))
+	}
+	m.tokenLooks.WithLabelValues("ok")
+	m.tokenLooks.WithLabelValues("stale")
+	if reg == nil {
+		return
+	}
+	of := func(name, help string, value func(token.Stats) uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+			func() float64 { return float64(value(tokens.Stats())) })
+	}
+	reg.MustRegister(m.tokenLooks,
+		of("procession_collector_token_reviews_total", "Questions to the Kubernetes API server about tokens.",
+			func(s token.Stats) uint64 { return s.Reviews }),
+		of("procession_collector_pod_lookups_total", "Questions to the Kubernetes API server about the node of an agent's pod; only API servers before 1.30 make them necessary.",
+			func(s token.Stats) uint64 { return s.Lookups }),
+		of("procession_collector_api_silent_total", "Questions to the Kubernetes API server without an answer.",
+			func(s token.Stats) uint64 { return s.Silent }))
 }
 
 // countingCreds counts and logs handshakes that fail: nobody else sees them.
@@ -187,6 +220,8 @@ func handshakeReason(err error) string {
 		return "closed"
 	case strings.Contains(msg, "client didn't provide a certificate"):
 		return "no_certificate"
+	case strings.Contains(msg, "client offered only unsupported versions"):
+		return "old_tls"
 	case strings.Contains(msg, "first record does not look like a TLS handshake"):
 		return "not_tls"
 	}

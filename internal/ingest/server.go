@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,9 +15,9 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/peer"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
+	"github.com/procession-dev/procession/internal/ingest/token"
 	"github.com/procession-dev/procession/internal/store"
 )
 
@@ -29,8 +28,17 @@ type Config struct {
 	// Credentials of the listener. They must authenticate the peer.
 	Credentials credentials.TransportCredentials
 
-	// Identify says which node a stream belongs to, from its credentials alone.
+	// Identify says which node a stream belongs to, from the connection's
+	// credentials alone. nil: only Tokens does.
 	Identify func(ctx context.Context) (node string, err error)
+
+	// Tokens says the same of a bearer token, for peers that showed no client
+	// certificate. nil: only Identify does.
+	Tokens *token.Verifier
+
+	// TokenRetry is when a silent API server is asked again about a stream's
+	// token, and the least time between two looks at it; 0 is 15 s.
+	TokenRetry time.Duration
 
 	// Window is how many batches of a stream may wait for the disk, 1 to 64;
 	// 0 is 4.
@@ -48,8 +56,11 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Queue == nil || c.Credentials == nil || c.Identify == nil {
-		return c, errors.New("queue, credentials and identify must be set")
+	if c.Queue == nil || c.Credentials == nil || c.Identify == nil && c.Tokens == nil {
+		return c, errors.New("queue, credentials and one of identify and tokens must be set")
+	}
+	if c.TokenRetry == 0 {
+		c.TokenRetry = 15 * time.Second
 	}
 	if c.Window == 0 {
 		c.Window = 4
@@ -67,22 +78,6 @@ func (c Config) withDefaults() (Config, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return c, nil
-}
-
-// PeerCertificate makes an Identify of a function that reads the node's name
-// from the verified client certificate.
-func PeerCertificate(name func(*x509.Certificate) (string, error)) func(context.Context) (string, error) {
-	return func(ctx context.Context) (string, error) {
-		p, ok := peer.FromContext(ctx)
-		if !ok {
-			return "", errors.New("no peer")
-		}
-		info, ok := p.AuthInfo.(credentials.TLSInfo)
-		if !ok || len(info.State.VerifiedChains) == 0 || len(info.State.VerifiedChains[0]) == 0 {
-			return "", errors.New("no verified client certificate")
-		}
-		return name(info.State.VerifiedChains[0][0])
-	}
 }
 
 // A Server serves IngestService and the gRPC health service.
@@ -111,7 +106,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, health: health.NewServer(), draining: make(chan struct{}), nodes: make(map[string][]*stream)}
-	s.m = newMetrics(cfg.Registerer)
+	s.m = newMetrics(cfg.Registerer, cfg.Tokens)
 	s.log = &limitedLog{l: cfg.Log}
 	// Buffers: thousands of mostly silent connections; windows bound what may
 	// lie unread. MaxConnectionAge lets agents show fresh certificates and find

@@ -53,6 +53,11 @@ func start(t testing.TB, wrap func(store.Store) store.Store) *server {
 
 func startDir(t testing.TB, dir string, wrap func(store.Store) store.Store) *server {
 	t.Helper()
+	return startWith(t, dir, wrap, tls.RequireAndVerifyClientCert, func(*ingest.Config) {})
+}
+
+func startWith(t testing.TB, dir string, wrap func(store.Store) store.Store, clients tls.ClientAuthType, change func(*ingest.Config)) *server {
+	t.Helper()
 	s := &server{t: t, dir: dir, reg: prometheus.NewRegistry()}
 	st, err := store.OpenSQLite(t.Context(), filepath.Join(s.dir, "state"))
 	if err != nil {
@@ -65,13 +70,15 @@ func startDir(t testing.TB, dir string, wrap func(store.Store) store.Store) *ser
 	if s.ca, err = pki.Open(filepath.Join(s.dir, "pki")); err != nil {
 		t.Fatal(err)
 	}
-	conf, err := s.ca.ServerConfig(nil, tls.RequireAndVerifyClientCert, nil)
+	conf, err := s.ca.ServerConfig(nil, clients, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.queue = store.NewQueue(s.st, store.QueueConfig{Registerer: s.reg})
-	srv, err := ingest.New(ingest.Config{Queue: s.queue, Credentials: credentials.NewTLS(conf), Registerer: s.reg,
-		Identify: ingest.PeerCertificate(pki.NodeName), HelloWait: 500 * time.Millisecond, DrainWait: 3 * time.Second})
+	cfg := ingest.Config{Queue: s.queue, Credentials: credentials.NewTLS(conf), Registerer: s.reg,
+		Identify: ingest.PeerCertificate(pki.NodeName), HelloWait: 500 * time.Millisecond, DrainWait: 3 * time.Second}
+	change(&cfg)
+	srv, err := ingest.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +435,7 @@ func TestCertificates(t *testing.T) {
 			return &foreignCert, nil
 		}}), "unknown_authority", "unknown certificate authority"},
 		{"plain text", insecure.NewCredentials(), "not_tls", ""},
-		{"an old version of TLS", credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{ownCert}, MaxVersion: tls.VersionTLS12}), "other", "protocol version"},
+		{"an old version of TLS", credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{ownCert}, MaxVersion: tls.VersionTLS12}), "old_tls", "protocol version"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -29,6 +29,7 @@ type stream struct {
 	g      grpcStream
 	node   string
 	remote string
+	lease  *lease // nil when a certificate says who it is
 
 	in   chan *pb.StreamRequest
 	read error // why reading ended; written before in is closed
@@ -54,13 +55,12 @@ func (s *Server) Stream(g grpcStream) error {
 	if p, ok := peer.FromContext(ctx); ok {
 		remote = p.Addr.String()
 	}
-	node, err := s.cfg.Identify(ctx)
+	node, lease, err := s.identify(ctx, remote)
 	if err != nil {
-		s.m.refusedStreams.WithLabelValues("identity").Inc()
-		s.log.log(slog.LevelWarn, "agent without a usable identity refused", slog.String("remote", remote), slog.Any("err", err))
-		return status.Errorf(codes.Unauthenticated, "who is this node: %v", err)
+		return err
 	}
-	st := &stream{s: s, g: g, node: node, in: make(chan *pb.StreamRequest), superseded: make(chan struct{}), remote: remote}
+	defer lease.stop()
+	st := &stream{s: s, g: g, node: node, lease: lease, in: make(chan *pb.StreamRequest), superseded: make(chan struct{}), remote: remote}
 	s.enter(st)
 	defer s.leave(st)
 	go st.receive(ctx)
@@ -142,6 +142,12 @@ func (st *stream) run(ctx context.Context) error {
 				Drain: &pb.Drain{DelayMs: uint32(drainDelay.Milliseconds())}}}); err != nil {
 				return err
 			}
+		case <-st.lease.timer():
+			st.lease.look(ctx)
+		case r := <-st.lease.results():
+			if err := st.lease.took(ctx, r); err != nil {
+				return err
+			}
 		case <-st.superseded:
 			return status.Error(codes.Aborted, "the node has newer streams")
 		case <-ctx.Done():
@@ -199,7 +205,7 @@ func (st *stream) hello(ctx context.Context) error {
 	}
 	if claimed := h.GetNode(); claimed != "" && claimed != st.node {
 		st.s.m.mismatches.Inc()
-		st.s.log.log(slog.LevelWarn, "security: agent claims to be another node than its certificate says; the certificate decides",
+		st.s.log.log(slog.LevelWarn, "security: agent claims to be another node than its credentials say; the credentials decide",
 			slog.String("node", st.node), slog.String("claimed", claimed), slog.String("remote", st.remote))
 	}
 	res, err := st.s.cfg.Queue.Do(ctx, ask)
@@ -215,7 +221,7 @@ func (st *stream) hello(ctx context.Context) error {
 		st.epochs[l.Epoch] = true
 	}
 	w := &pb.Welcome{Window: uint32(st.s.cfg.Window), MaxBatchRecords: MaxBatchRecords,
-		MaxBatchBytes: PreferBatchBytes, ServerTime: timestamppb.Now()}
+		MaxBatchBytes: PreferBatchBytes, ServerTime: timestamppb.Now(), Reauth: st.lease != nil}
 	for i, l := range h.GetLanes() {
 		w.Resume = append(w.Resume, &pb.Resume{Epoch: l.GetEpoch(), After: res.Marks[i]})
 	}
@@ -258,6 +264,12 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 		if _, err := st.s.cfg.Queue.Submit(ctx, &store.Heard{Node: st.node, Epoch: e, Made: hb.GetMade(), At: time.Now()}); err != nil {
 			return storeStatus(err)
 		}
+		return nil
+	case m.GetReauth() != nil:
+		if st.lease == nil {
+			return st.refuse(m, "order", errors.New("a reauth on a stream without a token"))
+		}
+		st.lease.show(ctx, m.GetReauth().GetToken())
 		return nil
 	case m.GetHello() != nil:
 		return st.refuse(m, "order", errors.New("a second hello"))

@@ -73,8 +73,8 @@ func (a *addresses) forgetLocked(now time.Time) {
 			delete(a.by, k)
 		}
 	}
-	for k := range a.by { // any: the limit of questions per second holds in any case
-		if len(a.by) < maxAddresses {
+	for k := range a.by { // any quarter: the limit of questions per second holds in any case
+		if len(a.by) < maxAddresses*3/4 {
 			return
 		}
 		delete(a.by, k)

@@ -197,6 +197,7 @@ func New(cfg Config) (*Verifier, error) {
 		return nil, err
 	}
 	return &Verifier{cfg: cfg, slots: make(chan struct{}, cfg.AtOnce),
+		max:  maxKnown,
 		rate: rate.NewLimiter(rate.Limit(cfg.PerSecond), max(1, int(2*cfg.PerSecond))),
 		bad:  newAddresses(cfg.now), known: make(map[[sha256.Size]byte]*answer)}, nil
 }

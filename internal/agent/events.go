@@ -90,7 +90,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	}
 	defer conn.Close()
 	pipe.fair.full = conn.Full
-	if _, err := pipe.table.Scan(); err != nil {
+	if _, err := pipe.scan(); err != nil {
 		return err
 	}
 	fmt.Fprintln(stderr, "listening")

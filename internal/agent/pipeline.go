@@ -63,6 +63,15 @@ func pipelineOn(cfg proctable.Config, log *slog.Logger, use func(*event.Event), 
 	}, nil
 }
 
+// scan takes in the processes that run already and says how many they are.
+func (p *pipeline) scan() (int, error) {
+	n, err := p.table.Scan()
+	for q := range p.table.All() {
+		p.who.Known(q)
+	}
+	return n, err
+}
+
 // wall turns a process's start into wall time, as of the last Idle.
 func (p *pipeline) wall(boot uint64) time.Time {
 	return p.now.Wall.Add(time.Duration(boot) - time.Duration(p.now.Boot))
@@ -77,10 +86,7 @@ func (p *pipeline) Record(r *event.Record) {
 }
 
 func (p *pipeline) handle(ev *event.Event) {
-	p.who.Resolve(ev.Process)
-	if ev.Target != nil {
-		p.who.Resolve(ev.Target)
-	}
+	p.who.Event(ev)
 	// What a scan found is little, and was missed once.
 	if !ev.Synthetic && !p.fair.admit(ev) {
 		return

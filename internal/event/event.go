@@ -408,6 +408,7 @@ type Container struct {
 	Kind        ContainerKind
 	Image       string // as the pod's spec names it
 	ImageDigest string // sha256:..., of what runs; "" unknown
+	Runtime     string // as in Workload.Runtime; "" unknown
 	Privileged  bool
 	Probes      [][]string // commands the kubelet runs in it to see whether it is well
 	Hooks       [][]string // commands it runs after the start and before the stop

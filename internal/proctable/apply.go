@@ -489,9 +489,11 @@ func (t *Table) idChange(r *event.Record, ev *event.Event) bool {
 	if e.knownAfter(r.Stamp) {
 		e, known = t.looseCopy(e), false // the table shows the ids after this change
 	}
+	caps, hasCaps := e.CapPermitted, e.Has(event.FieldCaps)
 	t.refresh(e, r)
 	if known {
 		ev.Before, ev.HasBefore = before, true
+		ev.CapsBefore, ev.HasCapsBefore = caps, hasCaps
 	}
 	if src == event.SourceRecord || e.Has(event.FieldIDs) {
 		e.Sources[event.FieldIDs] = src

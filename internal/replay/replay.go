@@ -97,10 +97,7 @@ func (r *Replay) Run(use func(*event.Event)) error {
 			ev.Reset()
 			if r.table.Apply(e.Record, &ev) {
 				r.Events++
-				r.who.Resolve(ev.Process)
-				if ev.Target != nil {
-					r.who.Resolve(ev.Target)
-				}
+				r.who.Event(&ev)
 				use(&ev)
 			}
 		case e.Loss != nil:

@@ -75,10 +75,10 @@ func TestWhatIsKept(t *testing.T) {
 			},
 			Containers: []event.Container{
 				{Name: "setup", Kind: event.ContainerInit, Image: "busybox"},
-				{Name: "proxy", Kind: event.ContainerSidecar, Image: "envoy"},
-				{Name: "web", Image: "registry.example/shop/web:1.2", ImageDigest: "sha256:" + id(77), Privileged: true,
+				{Name: "proxy", Kind: event.ContainerSidecar, Image: "envoy", Runtime: "cri-o"},
+				{Name: "web", Image: "registry.example/shop/web:1.2", ImageDigest: "sha256:" + id(77), Runtime: "containerd", Privileged: true,
 					Probes: [][]string{{"/bin/check", "--fast"}, {"/bin/ready"}}, Hooks: [][]string{{"sh", "-c", "echo hi"}, {"/bin/stop"}}},
-				{Name: "debug", Kind: event.ContainerEphemeral, Image: "busybox:debug"},
+				{Name: "debug", Kind: event.ContainerEphemeral, Image: "busybox:debug", Runtime: "docker"},
 			},
 			IDs: []ContainerID{{id(2), 0}, {id(3), 1}, {id(1), 2}, {id(5), 2}, {id(4), 3}},
 		}

@@ -431,5 +431,5 @@ func (p *Pod) equal(q *Pod) bool {
 func equalContainer(a, b event.Container) bool {
 	same := func(x, y []string) bool { return slices.Equal(x, y) }
 	return a.Name == b.Name && a.Kind == b.Kind && a.Image == b.Image && a.ImageDigest == b.ImageDigest &&
-		a.Privileged == b.Privileged && slices.EqualFunc(a.Probes, b.Probes, same) && slices.EqualFunc(a.Hooks, b.Hooks, same)
+		a.Runtime == b.Runtime && a.Privileged == b.Privileged && slices.EqualFunc(a.Probes, b.Probes, same) && slices.EqualFunc(a.Hooks, b.Hooks, same)
 }

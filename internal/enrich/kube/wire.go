@@ -201,7 +201,7 @@ func (p *Pod) addContainers(spec []wireContainer, runs []wireRun, kind event.Con
 		}
 		for j := range runs {
 			if r := &runs[j]; r.Name == s.Name {
-				c.ImageDigest = digest(r.ImageID)
+				c.ImageDigest, c.Runtime = digest(r.ImageID), runtimeOf(r.ContainerID)
 				for _, id := range []string{r.ContainerID, r.State.Terminated.ContainerID, r.LastState.Terminated.ContainerID} {
 					p.addID(id, len(p.Containers))
 				}
@@ -220,6 +220,15 @@ func (p *Pod) addID(s string, container int) {
 		return
 	}
 	p.IDs = append(p.IDs, ContainerID{strings.Clone(s), container})
+}
+
+// runtimeOf is the runtime of an id as the kubelet writes it.
+func runtimeOf(id string) string {
+	name, _, ok := strings.Cut(id, "://")
+	if !ok || len(name) > maxName {
+		return ""
+	}
+	return shared(name)
 }
 
 // digest is that of the image's manifest, as it is signed and pinned. An image

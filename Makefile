@@ -65,6 +65,11 @@ vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10
 bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains)
 	@go run ./test/bench $(BENCHFLAGS)
 
+.PHONY: storm
+storm: ## floods of forks, vforks and threads, 30 s each, through the whole event path, as root; figures in bin/storm.md
+	@mkdir -p bin
+	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=30s PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent
+
 .PHONY: generate
 generate: ## make every generated file anew
 	@hack/generate.sh

@@ -1,0 +1,343 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/procession-dev/procession/internal/alert"
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/policy"
+	"github.com/procession-dev/procession/internal/policy/source"
+	"github.com/procession-dev/procession/internal/procconn"
+	"github.com/procession-dev/procession/internal/spool"
+	"github.com/procession-dev/procession/internal/testenv"
+	flood "github.com/procession-dev/procession/internal/testenv/storm"
+)
+
+// Variables of TestFlood. Without them a flood has some thousand tasks.
+const (
+	floodVar = "PROCESSION_FLOOD"      // how long each flood lasts, at the machine's own speed; then nothing may be lost and alerts leave in 100 ms
+	floodOut = "PROCESSION_FLOOD_OUT"  // file to append the table of figures to
+	floodRun = "PROCESSION_FLOOD_MAKE" // in the child that makes the flood: kind, makers, limit, time
+)
+
+func TestMain(m *testing.M) {
+	if args := os.Getenv(floodRun); args != "" {
+		var kind, d string
+		var makers int
+		var limit int64
+		_, err := fmt.Sscan(args, &kind, &makers, &limit, &d)
+		var n int64
+		fmt.Scanln() // until we are told that our parent is ready to count
+		if err == nil {
+			var lasts time.Duration
+			if lasts, err = time.ParseDuration(d); err == nil {
+				n, err = flood.Make(flood.Kind(kind), makers, limit, lasts)
+			}
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Print(n)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// A flooded agent is the whole event path: process table, identity, the starter
+// policies, the spool on a disk. It counts what it hears of one family.
+type flooded struct {
+	conn   *procconn.Conn
+	pipe   *pipeline
+	engine *policy.Engine
+	spool  *spool.Spool
+	build  alert.Builder
+
+	first        atomic.Int32 // pid of the process that makes the flood, or has it made
+	depth        atomic.Int32 // of the flood's processes below it: 1 for its children
+	forks, exits atomic.Int64 // of the flood's processes
+	threads      atomic.Int64 // records of threads: none may come
+	alerts       chan probe
+}
+
+// A probe is an alert that was expected.
+type probe struct {
+	mark  string // its own argument
+	stamp uint64 // of its exec
+}
+
+func newFlooded(t *testing.T) *flooded {
+	t.Helper()
+	testenv.Root(t)
+	f := &flooded{alerts: make(chan probe, 1000)}
+	compiler, err := policy.NewCompiler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.engine = policy.NewEngine(compiler, policy.Config{})
+	pack := source.NewDir("../../deploy/helm/procession/policies", slog.New(slog.DiscardHandler))
+	if err := pack.Load(compiler, func(u source.Update) { f.engine.Swap(u.Set) }); err != nil {
+		t.Fatal(err)
+	}
+	if f.spool, err = spool.Open(spool.Config{Dir: filepath.Join(t.TempDir(), "spool")}); err != nil {
+		t.Fatal(err)
+	}
+	if f.pipe, err = newPipeline(slog.New(slog.DiscardHandler), f.judge, nil); err != nil {
+		t.Fatal(err)
+	}
+	f.build.Wall = f.pipe.wall
+	f.conn, err = procconn.Open(t.Context(), procconn.Config{
+		Recorder: procconn.Require, Cwd: true, Kinds: event.KindSet(event.AllKinds()...) &^ event.KindSet(event.CommChange),
+	})
+	testenv.SkipOn(t, err, procconn.ErrNotSupported, procconn.ErrPermission)
+	f.pipe.fair.full = f.conn.Full
+	if _, err := f.pipe.table.Scan(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- f.conn.Run(ctx, f) }()
+	go func() { done <- f.spool.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		f.conn.Close()
+		f.spool.Close()
+	})
+	return f
+}
+
+// Record counts what came from the kernel, before anything can leave it out.
+func (f *flooded) Record(r *event.Record) {
+	switch {
+	case r.Kind == event.Fork && r.PeerPID != r.PeerTGID, r.Kind == event.Exit && r.PID != r.TGID:
+		f.threads.Add(1)
+	case r.Kind == event.Fork && f.below(r.TGID) == f.depth.Load()-1:
+		f.forks.Add(1)
+	case r.Kind == event.Exit && f.below(r.TGID) == f.depth.Load():
+		f.exits.Add(1)
+	}
+	f.pipe.Record(r)
+}
+
+// below says how far below the flood's first process another one is; -9: it is
+// not.
+func (f *flooded) below(pid int32) int32 {
+	first := f.first.Load()
+	p := f.pipe.table.Lookup(pid)
+	for n := int32(0); n < 3 && p != nil && first != 0; n++ {
+		if p.PID == first {
+			return n
+		}
+		p = p.Parent
+	}
+	return -9
+}
+
+func (f *flooded) Lost(l procconn.Loss) { f.pipe.Lost(l) }
+func (f *flooded) Idle()                { f.pipe.Idle() }
+
+func (f *flooded) judge(ev *event.Event) {
+	f.engine.Evaluate(ev, func(m *policy.Match) {
+		b, err := proto.Marshal(f.build.Alert(ev, m))
+		if err == nil {
+			_, err = f.spool.Append(b)
+		}
+		if err != nil {
+			return // the probe is missed then
+		}
+		if strings.HasPrefix(ev.Process.Cmdline, "xmrig\x00probe-") {
+			mark, _, _ := strings.Cut(ev.Process.Cmdline[len("xmrig\x00"):], "\x00")
+			f.alerts <- probe{mark, ev.Stamp}
+		}
+	})
+}
+
+// probe starts a program that a rule is about, and returns how long after its
+// exec the alert could leave: until it was synced to disk.
+func (f *flooded) probe(ctx context.Context, n int) (time.Duration, error) {
+	mark := fmt.Sprint("probe-", n)
+	cmd := &exec.Cmd{Path: "/bin/true", Args: []string{"xmrig", mark, "-o", "stratum+tcp://pool.example:3333"}}
+	if err := cmd.Run(); err != nil {
+		return 0, err
+	}
+	for {
+		select {
+		case p := <-f.alerts:
+			if p.mark != mark {
+				continue // a second rule's, of an earlier probe
+			}
+			err := f.spool.Sync(ctx)
+			var now unix.Timespec
+			if err == nil {
+				err = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+			}
+			return time.Duration(uint64(now.Nano()) - p.stamp), err
+		case <-ctx.Done():
+			return 0, fmt.Errorf("no alert for %s: %w", mark, ctx.Err())
+		}
+	}
+}
+
+// A floodResult is what a flood came to.
+type floodResult struct {
+	made, forks, exits int64
+	lost, shed         uint64
+	took               time.Duration
+	cpu                time.Duration
+	probes             []time.Duration
+}
+
+// run lets a child make a flood and probes meanwhile.
+func (f *flooded) run(t *testing.T, kind flood.Kind, limit int64, lasts time.Duration) (r floodResult) {
+	t.Helper()
+	lost, shed, cpu := f.pipe.lost.Load(), f.pipe.fair.shed.Load(), ownCPU(t)
+	f.first.Store(0)
+	f.forks.Store(0)
+	f.exits.Store(0)
+	makers := runtime.NumCPU()
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %s", floodRun, kind, makers, limit, lasts))
+	child.Stderr = os.Stderr
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.depth.Store(1)
+	if kind == flood.Fork { // it has them made
+		f.depth.Store(2)
+	}
+	f.first.Store(int32(child.Process.Pid))
+	begin := time.Now()
+	if _, err := fmt.Fprintln(in); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), lasts+2*time.Minute)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() {
+		_, err := fmt.Fscan(out, &r.made)
+		over <- err
+	}()
+	for n := 0; ; n++ {
+		d, perr := f.probe(ctx, n)
+		if perr != nil {
+			t.Errorf("%s: %v", kind, perr)
+		} else {
+			r.probes = append(r.probes, d)
+		}
+		select {
+		case err = <-over:
+		case <-time.After(100 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	r.took = time.Since(begin)
+	if werr := child.Wait(); err != nil || werr != nil {
+		t.Fatalf("%s: %v, %v", kind, err, werr)
+	}
+	if _, err := f.probe(ctx, -1); err != nil { // all older is told now
+		t.Errorf("%s: %v", kind, err)
+	}
+	r.cpu = ownCPU(t) - cpu
+	r.forks, r.exits = f.forks.Load(), f.exits.Load()
+	r.lost, r.shed = f.pipe.lost.Load()-lost, f.pipe.fair.shed.Load()-shed
+	return r
+}
+
+// ownCPU is the CPU time of this process: the agent, and the starting of probes.
+func ownCPU(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestFlood: whatever one program makes as fast as it can, each process is
+// heard or counted as lost, exactly, threads cost no record, and the alert about
+// another program still leaves.
+func TestFlood(t *testing.T) {
+	lasts, limit := time.Minute, int64(5000)
+	proof := os.Getenv(floodVar) != ""
+	if proof {
+		var err error
+		if lasts, err = time.ParseDuration(os.Getenv(floodVar)); err != nil {
+			t.Fatalf("%s: %v", floodVar, err)
+		}
+		limit = 0
+	}
+	f := newFlooded(t)
+	var rows []string
+	for _, kind := range []flood.Kind{flood.Fork, flood.VFork, flood.Thread} {
+		r := f.run(t, kind, limit, lasts)
+		if limit > 0 && r.made != limit {
+			t.Errorf("%s: made %d, want %d", kind, r.made, limit)
+		}
+		if n := f.threads.Load(); n != 0 {
+			t.Errorf("%s: %d records of threads", kind, n)
+		}
+		if kind == flood.Thread {
+			r.forks, r.exits = r.made, r.made // they are not to be told
+		}
+		// What is lost may be anybody's: without a loss the counts are equal.
+		missing := 2*r.made - r.forks - r.exits
+		if missing < 0 || uint64(missing) > r.lost {
+			t.Errorf("%s: made %d, heard of %d begins and %d ends, %d events lost", kind, r.made, r.forks, r.exits, r.lost)
+		}
+		slices.Sort(r.probes)
+		if len(r.probes) == 0 {
+			t.Fatalf("%s: no alert about another program", kind)
+		}
+		median, worst := r.probes[len(r.probes)/2], r.probes[len(r.probes)-1]
+		share := 100 * r.cpu.Seconds() / r.took.Seconds()
+		rows = append(rows, fmt.Sprintf("| %s | %.0f | %.1f M | %d | %d | %d | %.1f | %d | %.1f / %.1f |",
+			kind, float64(2*r.made)/r.took.Seconds(), float64(2*r.made)/1e6, missing, r.lost, r.shed, share, len(r.probes),
+			median.Seconds()*1000, worst.Seconds()*1000))
+		t.Log(rows[len(rows)-1])
+		if !proof {
+			continue
+		}
+		if r.lost != 0 {
+			t.Errorf("%s: %d events lost", kind, r.lost)
+		}
+		if worst > 100*time.Millisecond {
+			t.Errorf("%s: an alert about another program took %v to leave", kind, worst)
+		}
+	}
+	if out := os.Getenv(floodOut); out != "" {
+		text := "| flood | events/s | events | not heard of | lost | not judged | agent CPU % of a core | alerts of others | median / worst ms until on disk |\n|---|---|---|---|---|---|---|---|---|\n" +
+			strings.Join(rows, "\n") + "\n"
+		if err := os.WriteFile(out, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -7,3 +7,6 @@ if [ "$(id -u)" -ne 0 ] && [ -z "${PROCESSION_NO_SKIP:-}" ]; then
 	echo "not root: tests that need the real kernel will skip"
 fi
 CGO_ENABLED=1 go test -race -timeout 10m ${GOTESTFLAGS:-} ./...
+
+# Tests that need more than the product does are modules of their own.
+(cd test/crds && go test -timeout 10m ./...)

@@ -16,7 +16,7 @@ help: ## list the targets
 	@printf '\nFirst time: as root, "make run" here and "make demo" in a second terminal.\n'
 
 .PHONY: build
-build: ## build bin/agent and bin/collector for this machine
+build: ## build bin/agent, bin/collector and bin/procession for this machine
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./cmd/...
 
@@ -77,7 +77,7 @@ generate: ## make every generated file anew
 .PHONY: dist
 dist: ## static binaries for every architecture, in dist/
 	@for a in $(ARCHES); do mkdir -p dist/linux-$$a && echo "dist/linux-$$a" && \
-		GOOS=linux GOARCH=$$a $(GOBUILD) -o dist/linux-$$a/ ./cmd/agent ./cmd/collector || exit 1; done
+		GOOS=linux GOARCH=$$a $(GOBUILD) -o dist/linux-$$a/ ./cmd/agent ./cmd/collector ./cmd/procession || exit 1; done
 
 .PHONY: image
 image: dist ## OCI images of agent and collector in dist/*.oci.tar, without any registry (needs buildah)

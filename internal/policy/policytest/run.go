@@ -75,34 +75,72 @@ func Covered(reports ...*Report) (out []Coverage) {
 // Run runs the test file name in fsys. An error means that it could not run:
 // the file or a policy cannot be read or compiled.
 func Run(c *policy.Compiler, fsys fs.FS, name string) (*Report, error) {
-	data, err := fs.ReadFile(fsys, name)
+	f, r, err := open(c, fsys, name)
 	if err != nil {
 		return nil, err
-	}
-	f, err := decode(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	set, err := f.load(c, fsys, name)
-	if err != nil {
-		return nil, err
-	}
-	r := &runner{set: set, compiler: c, coverage: map[string]*Coverage{}}
-	files := map[string]string{}
-	for _, p := range set.Policies() {
-		files[p.Name] = p.File
 	}
 	out := &Report{File: name}
-	for _, rule := range set.Rules() {
-		r.coverage[rule.ID] = &Coverage{Rule: rule.ID, File: files[rule.Policy]}
-	}
 	for i := range f.Cases {
 		out.Cases = append(out.Cases, r.run(&f.Cases[i]))
 	}
-	for _, rule := range set.Rules() {
-		out.Rules = append(out.Rules, *r.coverage[rule.ID])
-	}
+	out.Rules = r.covered()
 	return out, nil
+}
+
+// Count counts the cases of each rule without running them.
+func Count(c *policy.Compiler, fsys fs.FS, name string) ([]Coverage, error) {
+	f, r, err := open(c, fsys, name)
+	if err != nil {
+		return nil, err
+	}
+	for i := range f.Cases {
+		x := &f.Cases[i]
+		for _, e := range x.Expect {
+			if id, err := r.find(e.Rule); err == nil && e.want() > 0 {
+				r.coverage[id].Positive++
+			}
+		}
+		for _, q := range x.Quiet {
+			if id, err := r.find(q); err == nil {
+				r.coverage[id].Negative++
+			}
+		}
+	}
+	return r.covered(), nil
+}
+
+// open reads a test file and compiles the policies it is about.
+func open(c *policy.Compiler, fsys fs.FS, name string) (*File, *runner, error) {
+	data, err := fs.ReadFile(fsys, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := decode(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	set, err := f.load(c, fsys, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &runner{set: set, compiler: c, coverage: map[string]*Coverage{}}
+	files := map[*policy.Rule]string{}
+	for _, p := range set.Policies() {
+		for _, rule := range p.Rules {
+			files[rule] = p.File
+		}
+	}
+	for _, rule := range set.Rules() {
+		r.coverage[rule.ID] = &Coverage{Rule: rule.ID, File: files[rule]}
+	}
+	return f, r, nil
+}
+
+func (r *runner) covered() (out []Coverage) {
+	for _, rule := range r.set.Rules() {
+		out = append(out, *r.coverage[rule.ID])
+	}
+	return out
 }
 
 // load compiles the policies a test file is about.
@@ -178,9 +216,12 @@ func (r *runner) run(c *Case) Result {
 			fail("expect: %v", err)
 			continue
 		}
-		r.coverage[id].Positive++
+		want := x.want()
+		if want > 0 {
+			r.coverage[id].Positive++
+		}
 		var rest []*policy.Match
-		n, want := 0, 1
+		n := 0
 		for _, m := range got {
 			if m.Rule.ID != id {
 				rest = append(rest, m)
@@ -191,10 +232,7 @@ func (r *runner) run(c *Case) Result {
 				fail("%s: %s", x.Rule, problem)
 			}
 		}
-		if got = rest; x.Count != nil {
-			want = *x.Count
-		}
-		if n != want {
+		if got = rest; n != want {
 			fail("%s: matched %d times, want %d%s", x.Rule, n, want, why(stats[id]))
 		}
 	}
@@ -218,6 +256,14 @@ func (r *runner) run(c *Case) Result {
 	r.outcomes("suppressed", c.Suppressed, stats, func(s policy.Stats) bool { return s.Suppressed > 0 }, fail)
 	r.outcomes("errors", c.Errors, stats, func(s policy.Stats) bool { return s.Errors+s.MessageErrors > 0 }, fail)
 	return out
+}
+
+// want is how often the rule should match.
+func (x *Expect) want() int {
+	if x.Count != nil {
+		return *x.Count
+	}
+	return 1
 }
 
 func (x *Expect) differs(m *policy.Match) (problems []string) {

@@ -39,6 +39,7 @@ type Config struct {
 	Cluster string   // first part of every alert's id; "" is local
 
 	NDJSON  string // file, "" is none
+	Sinks   string // file of sinks in YAML, "" is none
 	Metrics string // host:port of /metrics, /healthz, /readyz; "" is none
 
 	Terminal io.Writer     // nil is none
@@ -170,8 +171,8 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 
 func (c *Collector) openSinks() (err error) {
 	m := sink.NewMetrics(c.reg)
-	add := func(name string, s sink.Sink, fromNow bool) error {
-		r, err := sink.New(sink.Config{Name: name, Sink: s, Store: c.st, Queue: c.queue, FromNow: fromNow, Log: c.cfg.Log}, m)
+	add := func(name string, s sink.Sink, fromNow bool, filter sink.Filter) error {
+		r, err := sink.New(sink.Config{Name: name, Sink: s, Filter: filter, Store: c.st, Queue: c.queue, FromNow: fromNow, Log: c.cfg.Log}, m)
 		if err != nil {
 			return err
 		}
@@ -182,12 +183,31 @@ func (c *Collector) openSinks() (err error) {
 		if c.file, err = ndjson.Open(c.cfg.NDJSON, c.cfg.Cluster); err != nil {
 			return fmt.Errorf("--ndjson: %w", err)
 		}
-		if err := add("ndjson", c.file, false); err != nil {
+		if err := add("ndjson", c.file, false, sink.Filter{}); err != nil {
 			return err
 		}
 	}
 	if c.cfg.Terminal != nil {
-		return add("terminal", terminal.New(c.cfg.Terminal, c.cfg.Style, c.cfg.Cluster), true)
+		if err := add("terminal", terminal.New(c.cfg.Terminal, c.cfg.Style, c.cfg.Cluster), true, sink.Filter{}); err != nil {
+			return err
+		}
+	}
+	if c.cfg.Sinks == "" {
+		return nil
+	}
+	configs, err := ReadSinks(c.cfg.Sinks)
+	if err != nil {
+		return usagef("--sinks", "%v", err)
+	}
+	for i := range configs {
+		s := &configs[i]
+		out, err := s.open(c.cfg.Cluster)
+		if err != nil {
+			return usagef("--sinks", "%s: sinks[%d].%v", c.cfg.Sinks, i, err)
+		}
+		if err := add(s.Name, out, s.From == "now", s.filter); err != nil {
+			return err
+		}
 	}
 	return nil
 }

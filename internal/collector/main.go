@@ -60,6 +60,7 @@ const serveHelp = `collector serve: run the collector until SIGINT or SIGTERM (a
 
   --ndjson FILE        append every alert to FILE, one JSON object per line, each
                        exactly once. Move it away at any time: a new one is begun.
+  --sinks FILE         webhooks and what goes to them, in YAML (docs/operations.md)
   --terminal[=COLOUR]  a line for each alert on stdout; colours auto, always or never
   --metrics ADDR       Prometheus metrics at /metrics, also /healthz and /readyz (off).
                        They are not protected: 127.0.0.1:9090, or a private network.
@@ -151,6 +152,7 @@ func serve(args []string, stdout, stderr *os.File) error {
 	fs.Var(&names, "name", "")
 	fs.StringVar(&cfg.Cluster, "cluster", "local", "")
 	fs.StringVar(&cfg.NDJSON, "ndjson", "", "")
+	fs.StringVar(&cfg.Sinks, "sinks", "", "")
 	fs.Var(&colour, "terminal", "")
 	fs.StringVar(&cfg.Metrics, "metrics", "", "")
 	fs.StringVar(&cfg.ReadyFile, "ready-file", "", "")

@@ -55,7 +55,7 @@ func appendWord[T text](dst []byte, s T, inDouble bool) []byte {
 	if quote {
 		dst = append(dst, '\'')
 	}
-	dst = appendEscaped(dst, s, inDouble)
+	dst = appendEscaped(dst, s, true, inDouble)
 	if quote {
 		dst = append(dst, '\'')
 	}
@@ -79,7 +79,13 @@ func needsQuote[T text](s T) bool {
 	return false
 }
 
-func appendEscaped[T text](dst []byte, s T, inDouble bool) []byte {
+// AppendPhrase appends text that stands alone, as a value in somebody else's
+// form: what is not plainly visible is escaped as by AppendSafe, and it has no
+// quotes around it.
+func AppendPhrase(dst, raw []byte) []byte { return appendEscaped(dst, raw, false, false) }
+
+// appendEscaped escapes what is not plainly visible and, if asked, quotes.
+func appendEscaped[T text](dst []byte, s T, inSingle, inDouble bool) []byte {
 	marks := maxMarks // combining marks since the last character that can carry one
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -95,7 +101,7 @@ func appendEscaped[T text](dst []byte, s T, inDouble bool) []byte {
 				dst = append(dst, `\r`...)
 			case c < ' ' || c == 0x7f:
 				dst = appendHexByte(dst, c)
-			case c == '\\' || c == '\'' || c == '"' && inDouble:
+			case c == '\\' || c == '\'' && inSingle || c == '"' && inDouble:
 				dst = append(dst, '\\', c)
 			default:
 				dst = append(dst, c)

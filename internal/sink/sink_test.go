@@ -282,9 +282,9 @@ func TestRunnerCursorIsStored(t *testing.T) {
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for { // without a Flush
-		if at, ok, err := e.st.SinkCursor(t.Context(), "s"); err != nil || time.Now().After(deadline) {
-			t.Fatalf("stored cursor %d, %v, want about 30", at, err)
-		} else if ok && at >= 29 {
+		if all, err := e.st.Sinks(t.Context()); err != nil || time.Now().After(deadline) {
+			t.Fatalf("stored cursors %v, %v, want about 30", all, err)
+		} else if all["s"].Cursor >= 29 {
 			return
 		}
 		time.Sleep(time.Millisecond)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 )
 
@@ -48,6 +49,27 @@ var migrations = []string{
 		cursor INTEGER NOT NULL,
 		moved  INTEGER NOT NULL
 	) STRICT, WITHOUT ROWID;`,
+
+	// 2. Sinks can be sent elsewhere, and have records nobody takes; who may do
+	// what; the newest coverage of each node.
+	`ALTER TABLE sink ADD COLUMN replay INTEGER NOT NULL DEFAULT 0;
+	CREATE TABLE dead(
+		sink   TEXT NOT NULL,
+		cursor INTEGER NOT NULL,
+		at     INTEGER NOT NULL,
+		reason TEXT NOT NULL,
+		PRIMARY KEY(sink, cursor)
+	) STRICT, WITHOUT ROWID;
+	CREATE TABLE lease(
+		name  TEXT PRIMARY KEY,
+		owner TEXT NOT NULL,
+		until INTEGER NOT NULL
+	) STRICT, WITHOUT ROWID;
+	CREATE TABLE node(
+		name     TEXT PRIMARY KEY,
+		coverage BLOB NOT NULL,
+		received INTEGER NOT NULL
+	) STRICT, WITHOUT ROWID;`,
 }
 
 // migrate brings the database to this program's version, one transaction per
@@ -74,5 +96,20 @@ func migrate(ctx context.Context, c *sql.Conn) error {
 			return fmt.Errorf("bring the schema to version %d: %w", version+1, err)
 		}
 	}
-	return nil
+	return incremental(ctx, c)
+}
+
+// incremental makes a database that was begun without it give room back page by
+// page. That needs as much room again, once; without it, it stays as it is.
+func incremental(ctx context.Context, c *sql.Conn) error {
+	const incremental = 2
+	var mode int
+	if err := c.QueryRowContext(ctx, `PRAGMA auto_vacuum`).Scan(&mode); err != nil || mode == incremental {
+		return err
+	}
+	_, err := c.ExecContext(ctx, `PRAGMA auto_vacuum=INCREMENTAL; VACUUM`)
+	if err = dbError("rewrite the database", err); errors.Is(err, ErrFull) {
+		return nil
+	}
+	return err
 }

@@ -127,7 +127,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Checksum is the CRC32C of a payload.
 func Checksum(payload []byte) uint32 { return crc32.Checksum(payload, castagnoli) }
 
-// A Change is one thing to commit: *Batch, *Hello, *Heard or *SinkMoved.
+// A Change is one thing to commit: *Batch, *Hello, *Heard, *SinkMoved,
+// *SinkReplay, *Lease or *Trim.
 type Change interface{ change() }
 
 // A Batch stores consecutive records of one epoch: Records[i+1].Seq is
@@ -165,16 +166,50 @@ type Heard struct {
 	At    time.Time
 }
 
-// SinkMoved says that a sink has taken everything up to Cursor.
+// SinkMoved says that a sink has taken everything up to Cursor, but for the
+// Dead. It is refused (Result.Stale) when the sink was sent back since, or
+// another owner has its lease.
 type SinkMoved struct {
+	Sink   string
+	Cursor int64
+	Replay int64  // SinkState.Replay, as it was when the sink began
+	Owner  string // of the lease; "" does not ask
+	Dead   []Dead
+}
+
+// Dead is a record that a sink's destination will never take.
+type Dead struct {
+	Cursor int64
+	Reason string
+}
+
+// SinkReplay sends a sink back, or forward, to Cursor: what is above it is
+// delivered (again).
+type SinkReplay struct {
 	Sink   string
 	Cursor int64
 }
 
-func (*Batch) change()     {}
-func (*Hello) change()     {}
-func (*Heard) change()     {}
-func (*SinkMoved) change() {}
+// Lease gives the right to do what Name says to one Owner at a time, for a
+// time. Its Result is Stale when another one has it.
+type Lease struct {
+	Name, Owner string
+	For         time.Duration // 0 gives it back
+}
+
+// Trim removes up to Limit of the oldest records, none above UpTo.
+type Trim struct {
+	UpTo  int64
+	Limit int
+}
+
+func (*Batch) change()      {}
+func (*Hello) change()      {}
+func (*Heard) change()      {}
+func (*SinkMoved) change()  {}
+func (*SinkReplay) change() {}
+func (*Lease) change()      {}
+func (*Trim) change()       {}
 
 // A Result answers one Change. Records of a batch add up:
 // Items + Rejected + Duplicates = those of the batch that are not losses,
@@ -188,10 +223,13 @@ type Result struct {
 	LostSeqs   uint64 // sequence numbers in those losses
 	Duplicates int    // records stored before
 	Marks      []uint64
+	Stale      bool // SinkMoved, Lease: refused
+	Replayed   bool // SinkReplay: a sink has to go to another place
+	Trimmed    int  // Trim: records removed
 }
 
 // added reports whether readers have something new to read.
-func (r *Result) added() bool { return r.Items+r.Rejected+r.Losses > 0 }
+func (r *Result) added() bool { return r.Items+r.Rejected+r.Losses > 0 || r.Replayed }
 
 // A Store is one engine. All methods may be called from several goroutines;
 // callers other than Queue only read.
@@ -208,10 +246,38 @@ type Store interface {
 	// Head is the highest cursor given out, 0 for none.
 	Head(ctx context.Context) (int64, error)
 
-	// SinkCursor is how far a sink has come; ok is false for a new one.
-	SinkCursor(ctx context.Context, sink string) (cursor int64, ok bool, err error)
+	// CursorAt is that of the last record committed before t, 0 if there is none.
+	CursorAt(ctx context.Context, t time.Time) (int64, error)
+
+	// Sinks tells of all sinks that have a place, by name.
+	Sinks(ctx context.Context) (map[string]SinkState, error)
+
+	// DeadLetters are records a sink could not deliver, above a cursor.
+	DeadLetters(ctx context.Context, sink string, after int64, limit int) ([]Dead, error)
+
+	// Nodes tells of all nodes heard of, by name.
+	Nodes(ctx context.Context) (map[string]NodeState, error)
+
+	// Size is what the records take on disk, and what free room the files have
+	// beside them, in bytes; estimated.
+	Size(ctx context.Context) (used, free int64, err error)
 
 	Close() error
+}
+
+// SinkState is how a sink stands.
+type SinkState struct {
+	Cursor int64     // of the last record it has
+	Replay int64     // how often it was sent elsewhere
+	Moved  time.Time // when the cursor was stored
+	Dead   int64     // records its destination refused, as long as they are kept
+}
+
+// NodeState is how a node stands.
+type NodeState struct {
+	Seen     time.Time // last message that was stored of it
+	Coverage []byte    // payload of its last Coverage, nil if there is none
+	At       time.Time // when the collector received that
 }
 
 // A mark is what is known of one epoch.
@@ -277,6 +343,22 @@ func check(c Change) error {
 	case *Heard:
 		if c.Made > MaxSeq {
 			return fmt.Errorf("heard of %d, limit %d", c.Made, uint64(MaxSeq))
+		}
+	case *SinkMoved:
+		if c.Sink == "" || c.Cursor < 0 {
+			return fmt.Errorf("sink %q moved to %d", c.Sink, c.Cursor)
+		}
+	case *SinkReplay:
+		if c.Sink == "" || c.Cursor < 0 {
+			return fmt.Errorf("sink %q sent to %d", c.Sink, c.Cursor)
+		}
+	case *Lease:
+		if c.Name == "" || c.Owner == "" || c.For < 0 {
+			return fmt.Errorf("lease %q of %q for %v", c.Name, c.Owner, c.For)
+		}
+	case *Trim:
+		if c.UpTo < 0 || c.Limit < 1 {
+			return fmt.Errorf("trim of %d records up to %d", c.Limit, c.UpTo)
 		}
 	}
 	return nil

@@ -36,6 +36,12 @@ func Run(t *testing.T, open Opener) {
 		{"an old process does not end its successor", testZombie},
 		{"nodes do not share epochs", testNodes},
 		{"sink cursors", testSinkCursors},
+		{"dead letters", testDeadLetters},
+		{"leases", testLeases},
+		{"the cursor of a time", testCursorAt},
+		{"nodes and their coverage", testNodeStates},
+		{"removing old records", testTrim},
+		{"text no database likes", testHostileText},
 		{"everything survives reopening", testReopen},
 		{"reading pages through", testPaging},
 		{"readers beside the writer", testConcurrent},
@@ -236,18 +242,22 @@ func testGapAlone(t *testing.T, open Opener) {
 func testMalformed(t *testing.T, open Opener) {
 	st := openNew(t, open)
 	for name, c := range map[string]store.Change{
-		"no records":       batch("n", Epoch(1)),
-		"number 0":         batch("n", Epoch(1), Alert(0)),
-		"hole":             batch("n", Epoch(1), Alert(1), Alert(3)),
-		"backwards":        batch("n", Epoch(1), Alert(2), Alert(1)),
-		"range backwards":  batch("n", Epoch(1), loss(5, 4)),
-		"too high":         batch("n", Epoch(1), loss(1, store.MaxSeq+1)),
-		"alert of a range": batch("n", Epoch(1), store.Record{Seq: 1, To: 2, Kind: store.Alert}),
-		"unknown kind":     batch("n", Epoch(1), store.Record{Seq: 1, To: 1, Kind: 9}),
-		"damaged":          batch("n", Epoch(1), store.Record{Seq: 1, To: 1, Kind: store.Damaged}),
-		"no lanes":         &store.Hello{Node: "n"},
-		"lane too high":    &store.Hello{Node: "n", Lanes: []store.Lane{{Epoch: Epoch(1), Made: store.MaxSeq + 1}}},
-		"heard too high":   &store.Heard{Node: "n", Epoch: Epoch(1), Made: store.MaxSeq + 1},
+		"no records":        batch("n", Epoch(1)),
+		"number 0":          batch("n", Epoch(1), Alert(0)),
+		"hole":              batch("n", Epoch(1), Alert(1), Alert(3)),
+		"backwards":         batch("n", Epoch(1), Alert(2), Alert(1)),
+		"range backwards":   batch("n", Epoch(1), loss(5, 4)),
+		"too high":          batch("n", Epoch(1), loss(1, store.MaxSeq+1)),
+		"alert of a range":  batch("n", Epoch(1), store.Record{Seq: 1, To: 2, Kind: store.Alert}),
+		"unknown kind":      batch("n", Epoch(1), store.Record{Seq: 1, To: 1, Kind: 9}),
+		"damaged":           batch("n", Epoch(1), store.Record{Seq: 1, To: 1, Kind: store.Damaged}),
+		"no lanes":          &store.Hello{Node: "n"},
+		"lane too high":     &store.Hello{Node: "n", Lanes: []store.Lane{{Epoch: Epoch(1), Made: store.MaxSeq + 1}}},
+		"sink without name": &store.SinkMoved{Cursor: 1},
+		"negative cursor":   &store.SinkReplay{Sink: "s", Cursor: -1},
+		"lease of nobody":   &store.Lease{Name: "x", For: time.Second},
+		"trim of nothing":   &store.Trim{UpTo: 5},
+		"heard too high":    &store.Heard{Node: "n", Epoch: Epoch(1), Made: store.MaxSeq + 1},
 	} {
 		if _, err := st.Commit(t.Context(), []store.Change{batch("n", Epoch(2), Alert(1)), c}); err == nil {
 			t.Errorf("%s: committed", name)
@@ -376,14 +386,194 @@ func testNodes(t *testing.T, open Opener) {
 
 func testSinkCursors(t *testing.T, open Opener) {
 	st := openNew(t, open)
-	if _, ok, err := st.SinkCursor(t.Context(), "a"); ok || err != nil {
-		t.Errorf("new sink: ok %v, %v", ok, err)
-	}
 	commit(t, st, &store.SinkMoved{Sink: "a", Cursor: 5}, &store.SinkMoved{Sink: "b", Cursor: 6}, &store.SinkMoved{Sink: "a", Cursor: 7})
-	for sink, want := range map[string]int64{"a": 7, "b": 6} {
-		if got, ok, err := st.SinkCursor(t.Context(), sink); got != want || !ok || err != nil {
-			t.Errorf("cursor of %s = %d, %v, %v, want %d", sink, got, ok, err, want)
+	sinksAre(t, st, map[string]store.SinkState{"a": {Cursor: 7}, "b": {Cursor: 6}})
+	// Sent back: what the runner says that does not know is refused.
+	rs := commit(t, st, &store.SinkReplay{Sink: "a", Cursor: 2}, &store.SinkMoved{Sink: "a", Cursor: 8}, &store.SinkReplay{Sink: "new", Cursor: 4})
+	if !rs[0].Replayed || !rs[1].Stale || !rs[2].Replayed {
+		t.Errorf("results %+v, want replayed, stale, replayed", rs)
+	}
+	sinksAre(t, st, map[string]store.SinkState{"a": {Cursor: 2, Replay: 1}, "b": {Cursor: 6}, "new": {Cursor: 4, Replay: 1}})
+	if rs := commit(t, st, &store.SinkMoved{Sink: "a", Cursor: 3, Replay: 1}); rs[0].Stale {
+		t.Error("a move that knows of the replay is stale")
+	}
+	sinksAre(t, st, map[string]store.SinkState{"a": {Cursor: 3, Replay: 1}, "b": {Cursor: 6}, "new": {Cursor: 4, Replay: 1}})
+}
+
+func sinksAre(t *testing.T, st store.Store, want map[string]store.SinkState) {
+	t.Helper()
+	got, err := st.Sinks(t.Context())
+	if err != nil {
+		t.Fatalf("Sinks: %v", err)
+	}
+	for name, s := range got {
+		if s.Moved.IsZero() || s.Moved.After(time.Now()) {
+			t.Errorf("sink %s moved at %v", name, s.Moved)
 		}
+		s.Moved = time.Time{}
+		got[name] = s
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("sinks (-want +got):\n%s", d)
+	}
+}
+
+func testDeadLetters(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	commit(t, st, batch("n", Epoch(1), Alerts(1, 9)...))
+	commit(t, st, &store.SinkMoved{Sink: "a", Cursor: 5, Dead: []store.Dead{{Cursor: 3, Reason: "400"}, {Cursor: 5, Reason: "too large"}}},
+		&store.SinkMoved{Sink: "a", Cursor: 6, Dead: []store.Dead{{Cursor: 5, Reason: "again"}}},
+		&store.SinkMoved{Sink: "a", Cursor: 7, Replay: 4, Dead: []store.Dead{{Cursor: 7, Reason: "of a stale move"}}})
+	want := []store.Dead{{Cursor: 3, Reason: "400"}, {Cursor: 5, Reason: "too large"}}
+	got, err := st.DeadLetters(t.Context(), "a", 0, 10)
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("dead letters %v (-want +got):\n%s", err, d)
+	}
+	if got, err := st.DeadLetters(t.Context(), "a", 3, 10); err != nil || len(got) != 1 {
+		t.Errorf("above 3: %v, %v, want one", got, err)
+	}
+	sinksAre(t, st, map[string]store.SinkState{"a": {Cursor: 6, Dead: 2}})
+}
+
+func testLeases(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	take := func(owner string, d time.Duration) bool {
+		t.Helper()
+		return !commit(t, st, &store.Lease{Name: "sink/s", Owner: owner, For: d})[0].Stale
+	}
+	moved := func(owner string, cursor int64) bool {
+		t.Helper()
+		return !commit(t, st, &store.SinkMoved{Sink: "s", Cursor: cursor, Owner: owner})[0].Stale
+	}
+	if moved("a", 1) {
+		t.Error("a sink was moved without a lease")
+	}
+	if !take("a", time.Hour) || take("b", time.Hour) || !take("a", time.Hour) {
+		t.Error("want a to have the lease, to renew it, and b not to get it")
+	}
+	if !moved("a", 2) || moved("b", 3) || !moved("", 4) {
+		t.Error("want a to move the sink, b not to, and nobody to be asked without an owner")
+	}
+	take("b", 0) // gives nothing back that is not its own
+	if take("b", time.Hour) {
+		t.Error("b took the lease of a")
+	}
+	take("a", 0)
+	if !take("b", time.Nanosecond) || !take("a", time.Hour) {
+		t.Error("want b to get what was given back, and a what has run out")
+	}
+	if moved("b", 9) {
+		t.Error("b moved the sink after a took over")
+	}
+	if !commitOK(t, st, &store.Lease{Name: "sink/other", Owner: "b", For: time.Hour}) {
+		t.Error("another lease is not free")
+	}
+	sinksAre(t, st, map[string]store.SinkState{"s": {Cursor: 4}})
+}
+
+func commitOK(t *testing.T, st store.Store, c store.Change) bool {
+	t.Helper()
+	return !commit(t, st, c)[0].Stale
+}
+
+func testCursorAt(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	at := func(when time.Time) int64 {
+		t.Helper()
+		n, err := st.CursorAt(t.Context(), when)
+		if err != nil {
+			t.Fatalf("CursorAt: %v", err)
+		}
+		return n
+	}
+	if n := at(time.Now()); n != 0 {
+		t.Errorf("of an empty store: %d", n)
+	}
+	commit(t, st, batch("n", Epoch(1), Alerts(1, 3)...))
+	first := All(t, st)
+	time.Sleep(time.Millisecond) // the next commit has another time
+	commit(t, st, batch("n", Epoch(1), Alerts(4, 6)...))
+	rs := All(t, st)
+	for _, tt := range []struct {
+		name string
+		when time.Time
+		want int64
+	}{
+		{"long ago", time.Unix(1, 0), first[0].Cursor - 1},
+		{"just before the second", rs[3].Committed, rs[2].Cursor},
+		{"just after the first", rs[2].Committed.Add(1), rs[2].Cursor},
+		{"tomorrow", time.Now().Add(24 * time.Hour), rs[5].Cursor},
+	} {
+		if n := at(tt.when); n != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, n, tt.want)
+		}
+	}
+}
+
+func coverage(n uint64, text string) store.Record {
+	r := Alert(n)
+	r.Kind, r.Payload, r.CRC32C, r.Rule, r.Severity = store.Coverage, []byte(text), store.Checksum([]byte(text)), "", 0
+	return r
+}
+
+func testNodeStates(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	one, two := time.Unix(1700000000, 0).UTC(), time.Unix(1700000060, 7).UTC()
+	b := func(node string, at time.Time, rs ...store.Record) *store.Batch {
+		return &store.Batch{Node: node, Epoch: Epoch(1), Records: rs, Received: at}
+	}
+	commit(t, st, b("quiet", one, Alert(1)))
+	commit(t, st, b("n", one, coverage(1, "first"), Alert(2), coverage(3, "second")))
+	commit(t, st, b("n", two, coverage(3, "sent again, another"), Alert(4)), b("m", two, coverage(1, "of m")))
+	want := map[string]store.NodeState{
+		"quiet": {Seen: one},
+		"n":     {Seen: two, Coverage: []byte("second"), At: one},
+		"m":     {Seen: two, Coverage: []byte("of m"), At: two},
+	}
+	got, err := st.Nodes(t.Context())
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("nodes %v (-want +got):\n%s", err, d)
+	}
+}
+
+func testTrim(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	commit(t, st, batch("n", Epoch(1), Alerts(1, 20)...), &store.SinkMoved{Sink: "s", Cursor: 4, Dead: []store.Dead{{Cursor: 2}, {Cursor: 19}}})
+	all := All(t, st)
+	for i, want := range []int{7, 5, 0} {
+		if res := commit(t, st, &store.Trim{UpTo: all[11].Cursor, Limit: 7})[0]; res.Trimmed != want {
+			t.Errorf("trim %d removed %d, want %d", i, res.Trimmed, want)
+		}
+	}
+	if d := cmp.Diff(all[12:], All(t, st)); d != "" {
+		t.Errorf("left (-want +got):\n%s", d)
+	}
+	commit(t, st, &store.Trim{UpTo: 1 << 60, Limit: 100})
+	if left := All(t, st); len(left) != 0 {
+		t.Errorf("%d records left, want none", len(left))
+	}
+	// Cursors and marks go on as if nothing had happened.
+	res := commit(t, st, batch("n", Epoch(1), Alerts(15, 21)...))[0]
+	if rs := All(t, st); res.Duplicates != 6 || len(rs) != 1 || rs[0].Cursor <= all[19].Cursor {
+		t.Errorf("after all was removed: %+v, %v; want 6 duplicates and one record above cursor %d", res, what(rs), all[19].Cursor)
+	}
+	if head, err := st.Head(t.Context()); err != nil || head <= all[19].Cursor {
+		t.Errorf("head %d, %v", head, err)
+	}
+	if used, free, err := st.Size(t.Context()); err != nil || used <= 0 || free < 0 {
+		t.Errorf("size %d, %d, %v", used, free, err)
+	}
+}
+
+// What a hostile agent writes into fields that a database has rules for.
+func testHostileText(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	r := Alert(1)
+	r.Rule, r.Severity = "a\x00b\xff\u202e", 1<<31-1
+	bad := store.Record{Seq: 2, To: 2, Kind: store.Rejected, Reason: "x\x00\xc3", Payload: nil, CRC32C: store.Checksum(nil)}
+	res := commit(t, st, batch("n", Epoch(1), r, bad, store.Record{Seq: 3, To: 3, Kind: store.Loss, LossReason: 1<<31 - 1, Reason: "\x00"}))[0]
+	if got := All(t, st); res.Items != 1 || len(got) != 3 || got[0].Kind != store.Alert || got[0].Severity != r.Severity {
+		t.Errorf("%+v, %v", res, what(got))
 	}
 }
 
@@ -401,9 +591,7 @@ func testReopen(t *testing.T, open Opener) {
 	if d := cmp.Diff(before, All(t, st)); d != "" {
 		t.Errorf("records (-before +after):\n%s", d)
 	}
-	if c, ok, err := st.SinkCursor(t.Context(), "s"); c != 3 || !ok || err != nil {
-		t.Errorf("sink cursor %d, %v, %v", c, ok, err)
-	}
+	sinksAre(t, st, map[string]store.SinkState{"s": {Cursor: 3}})
 	res := commit(t, st, hello("n", store.Lane{Epoch: Epoch(1), Made: 50}, store.Lane{Epoch: Epoch(2)}))[0]
 	if d := cmp.Diff([]uint64{50, 0}, res.Marks); d != "" || res.LostSeqs != 10 {
 		t.Errorf("lost %d, want 10; marks (-want +got):\n%s", res.LostSeqs, d)

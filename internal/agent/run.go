@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -37,12 +35,12 @@ Ctrl-C stops: what was alerted is spooled, and offered to the collector for
 --drain-timeout; what it did not take is sent at the next start.
 
 The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
-"collector issue".
+"collector issue". In a cluster --token and --collector-ca take its place.
 `
 
 type runFlags struct {
 	state, policies, node string
-	collector, tls        string
+	connect               connectFlags
 	recorder              string
 	drain, drainTimeout   time.Duration
 	spoolBytes            int64
@@ -57,8 +55,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.StringVar(&f.state, "state", "/var/lib/procession", "`folder` for the alerts that wait to be sent; made if missing")
 	fs.StringVar(&f.policies, "policies", "/etc/procession/policies", "`folder` of policy files (*.yaml)")
 	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
-	fs.StringVar(&f.collector, "collector", "", "`host:port` of the collector (required)")
-	fs.StringVar(&f.tls, "tls", "", "`folder` with agent.crt, agent.key and ca.crt (required)")
+	f.connect.register(fs)
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
 	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
 	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long to offer alerts to the collector when stopping")
@@ -73,37 +70,13 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case f.collector == "":
-		return usagef("--collector is missing: the host:port of the collector")
-	case f.tls == "":
-		return usagef("--tls is missing: the folder with agent.crt, agent.key and ca.crt (made by: collector issue --node %s --out FOLDER)", f.node)
-	}
-	creds, err := loadTLS(f.tls, f.collector)
-	if err != nil {
-		return fmt.Errorf("--tls: %w", err)
+	if err := f.connect.check(f.node); err != nil {
+		return err
 	}
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	a := &agent{flags: f, version: version, log: log, stderr: stderr, tls: creds}
+	a := &agent{flags: f, version: version, log: log, stderr: stderr}
 	return a.run(ctx)
-}
-
-// loadTLS makes the client's side of mutual TLS from the three files.
-func loadTLS(dir, target string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "agent.crt"), filepath.Join(dir, "agent.key"))
-	if err != nil {
-		return nil, fmt.Errorf("%w; make the files with: collector issue", err)
-	}
-	pem, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no PEM certificate", filepath.Join(dir, "ca.crt"))
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: pool}, nil
 }
 
 // An agent is the running composition.
@@ -112,7 +85,6 @@ type agent struct {
 	version string
 	log     *slog.Logger
 	stderr  io.Writer
-	tls     *tls.Config
 
 	pipe   *pipeline
 	conn   *procconn.Conn
@@ -122,7 +94,7 @@ type agent struct {
 	sender *forward.Forwarder
 	buf    []byte
 	emit   func(*policy.Match) // alert, made once: a method value is an allocation
-	kinds  event.Kinds // asked of the kernel; 0 before
+	kinds  event.Kinds         // asked of the kernel; 0 before
 
 	unspooled atomic.Uint64 // alerts that could not be spooled; the spool names them as lost
 }
@@ -183,13 +155,13 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	}
 	a.build.Wall, a.emit = a.pipe.wall, a.alert
 	a.pipe.fair.report, a.pipe.fair.over = a.stormAlert, a.stormOver
-	a.sender, err = forward.New(forward.Config{
-		Spool: a.spool, Target: a.flags.collector, TLS: a.tls,
-		Node: a.flags.node, Version: a.version, BootID: bootID(),
+	send := forward.Config{
+		Spool: a.spool, Node: a.flags.node, Version: a.version, BootID: bootID(),
 		EventCounters: func() (uint64, uint64) { return a.pipe.events.Load(), a.pipe.lost.Load() },
 		DrainTimeout:  a.flags.drainTimeout, Log: a.log,
-	})
-	if err != nil {
+	}
+	a.flags.connect.apply(&send)
+	if a.sender, err = forward.New(send); err != nil {
 		return err
 	}
 	// Renames come by the thousand, and few rules want them.

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -130,6 +132,7 @@ type collector struct {
 	onAck   func(*pb.Ack) *pb.Ack // changes an ack; nil: keep it back
 	onBatch func(*pb.Batch) bool  // false: the batch gets no further
 	hellos  []*pb.Hello
+	tokens  []string                                            // shown at the start of a stream, or by a reauth
 	drain   map[chan *pb.StreamResponse]context.CancelCauseFunc // the live streams
 }
 
@@ -174,7 +177,9 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 			}
 		}
 	})
+	md, _ := metadata.FromIncomingContext(st.Context())
 	c.mu.Lock()
+	c.tokens = append(c.tokens, md.Get("authorization")...)
 	c.hellos = append(c.hellos, h)
 	c.drain[out] = cancel
 	reply := c.reply
@@ -232,6 +237,10 @@ func (c *collector) handle(m *pb.StreamRequest, out chan *pb.StreamResponse, fai
 		c.store.mu.Unlock()
 		return
 	}
+	if r := m.GetReauth(); r != nil {
+		c.set(func(c *collector) { c.tokens = append(c.tokens, r.GetToken()) })
+		return
+	}
 	b := proto.Clone(m.GetBatch()).(*pb.Batch)
 	c.work <- func() {
 		c.mu.Lock()
@@ -267,8 +276,19 @@ func (c *collector) sendDrain(delay time.Duration) {
 	})
 }
 
-// pki makes a server certificate for 127.0.0.1 and the client's view of it.
+// pki is a server certificate for 127.0.0.1 and the client's view of it.
 var pki = sync.OnceValues(func() (server, client *tls.Config) {
+	server, ca := makePKI()
+	client, err := TrustOnly(ca, "")
+	if err != nil {
+		panic(err)
+	}
+	return server, client
+})
+
+// makePKI makes a server's certificate for 127.0.0.1 and for the name
+// collector, and the bundle to trust.
+func makePKI() (server *tls.Config, ca []byte) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
@@ -276,21 +296,20 @@ var pki = sync.OnceValues(func() (server, client *tls.Config) {
 	tpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "collector"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"collector"}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
 	if err != nil {
 		panic(err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(cert)
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13},
-		&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
-})
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// always is a TLS configuration that does not change.
+func always(c *tls.Config) func(context.Context) (*tls.Config, error) {
+	return func(context.Context) (*tls.Config, error) { return c, nil }
+}
 
 // server runs collectors one after the other at one address.
 type server struct {
@@ -299,6 +318,7 @@ type server struct {
 	srv  *grpc.Server
 	done chan struct{}
 	age  time.Duration // of a connection; 0: any
+	tls  *tls.Config   // nil: pki's
 }
 
 func serve(t testing.TB, c *collector) *server {
@@ -316,6 +336,9 @@ func (s *server) start(c *collector) {
 	}
 	s.addr = l.Addr().String()
 	conf, _ := pki()
+	if s.tls != nil {
+		conf = s.tls
+	}
 	age := keepalive.ServerParameters{MaxConnectionAge: s.age, MaxConnectionAgeGrace: 10 * time.Second}
 	s.srv = grpc.NewServer(grpc.Creds(credentials.NewTLS(conf)), grpc.KeepaliveParams(age),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}))

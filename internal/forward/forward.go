@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -25,11 +26,16 @@ type Config struct {
 	Spool  *spool.Spool
 	Target string // gRPC name of the collector, host:port
 
-	// How to reach it: one of TLS and Credentials. A connection without TLS
-	// must be asked for: insecure.NewCredentials.
-	TLS         *tls.Config
+	// How to reach it: one of TLS and Credentials. TLS is asked for each
+	// connection, so that files may change. A connection without TLS must be
+	// asked for: insecure.NewCredentials.
+	TLS         func(context.Context) (*tls.Config, error)
 	Credentials credentials.TransportCredentials
-	Token       credentials.PerRPCCredentials // says who we are; nil: only TLS does
+
+	// Token is the bearer token that says who we are, only ever sent over TLS;
+	// nil: the connection's certificate does. It is asked for each stream, and
+	// with each heartbeat whether there is a new one to show.
+	Token func() (string, error)
 
 	// Hints for the collector, who believes the credentials only.
 	Node, Version, BootID string
@@ -76,15 +82,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Credentials == nil && c.TLS != nil {
-		c.Credentials = credentials.NewTLS(c.TLS)
-	}
 	switch {
 	case c.Spool == nil:
 		return c, errors.New("spool: not set")
 	case c.Target == "":
 		return c, errors.New("target: not set")
-	case c.Credentials == nil:
+	case c.Credentials == nil && c.TLS == nil:
 		return c, errors.New("tls: not set")
 	case c.HeartbeatInterval < 10*time.Millisecond:
 		return c, fmt.Errorf("heartbeatInterval: %v is below the minimum of 10ms", c.HeartbeatInterval)
@@ -116,6 +119,7 @@ type Status struct {
 	Rewinds     uint64 // epochs of which a collector held less than it had acknowledged
 	Impossible  uint64 // epochs of which a collector claimed more than was made
 	ReadErrors  uint64 // of the spool
+	Reauths     uint64 // new tokens shown on a running stream
 }
 
 // A Forwarder delivers one spool.
@@ -144,7 +148,7 @@ func New(cfg Config) (*Forwarder, error) {
 	f := &Forwarder{cfg: cfg, log: cfg.Log, quiet: make(map[string]quiet)}
 	f.status.Since = time.Now()
 	// Says now what is wrong with the target's name.
-	conn, err := f.dial()
+	conn, err := grpc.NewClient(cfg.Target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
 	if err != nil {
 		return nil, fmt.Errorf("forward: target %q: %w", cfg.Target, err)
 	}
@@ -306,10 +310,18 @@ func (f *Forwarder) logSeldom(l slog.Level, msg string, err error) {
 }
 
 // dial makes the connection for one session. A fresh one each time: its only
-// back-off is ours, and names are resolved anew.
-func (f *Forwarder) dial() (*grpc.ClientConn, error) {
+// back-off is ours, names are resolved and files are read anew.
+func (f *Forwarder) dial(ctx context.Context, token string) (*grpc.ClientConn, error) {
+	creds := f.cfg.Credentials
+	if f.cfg.TLS != nil {
+		conf, err := f.cfg.TLS(ctx)
+		if err != nil {
+			return nil, err
+		}
+		creds = credentials.NewTLS(conf)
+	}
 	opts := []grpc.DialOption{
-		grpc.WithTransportCredentials(f.cfg.Credentials),
+		grpc.WithTransportCredentials(creds),
 		// The answer to a dead peer without traffic; the server must allow it (MinTime 30 s).
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.WithDisableRetry(), // resuming is ours
@@ -320,8 +332,8 @@ func (f *Forwarder) dial() (*grpc.ClientConn, error) {
 		grpc.WithWriteBufferSize(32 << 10),
 		grpc.WithUserAgent("procession-agent/" + f.cfg.Version),
 	}
-	if f.cfg.Token != nil {
-		opts = append(opts, grpc.WithPerRPCCredentials(f.cfg.Token))
+	if token != "" {
+		opts = append(opts, grpc.WithPerRPCCredentials(bearer(token)))
 	}
 	return grpc.NewClient(f.cfg.Target, opts...)
 }

@@ -34,7 +34,7 @@ func newAgent(t testing.TB, target string) *agent {
 	_, conf := pki()
 	a := &agent{t: t, cfg: spool.Config{Dir: t.TempDir()}}
 	a.fcfg = Config{
-		Target: target, TLS: conf, Node: "node-1", Version: "test", BootID: "boot",
+		Target: target, TLS: always(conf), Node: "node-1", Version: "test", BootID: "boot",
 		HeartbeatInterval: 50 * time.Millisecond, AckTimeout: 20 * time.Second, DrainTimeout: 5 * time.Second,
 		EventCounters: func() (uint64, uint64) { return 7, 1 },
 		linger:        5 * time.Millisecond, backoffMin: 5 * time.Millisecond, backoffMax: 100 * time.Millisecond,
@@ -691,7 +691,7 @@ func TestShutdown(t *testing.T) {
 
 func TestWrongCertificate(t *testing.T) {
 	a := newAgent(t, serve(t, newCollector(newStore())).addr)
-	a.fcfg.TLS = &tls.Config{MinVersion: tls.VersionTLS13}
+	a.fcfg.TLS = always(&tls.Config{MinVersion: tls.VersionTLS13})
 	a.start()
 	a.wait("an error that says why", func() bool { return strings.Contains(a.fw.Status().LastError, "certificate") })
 	a.fcfg.TLS, a.fcfg.Credentials = nil, insecure.NewCredentials()

@@ -29,6 +29,9 @@ type session struct {
 	stream grpc.BidiStreamingClient[pb.StreamRequest, pb.StreamResponse]
 	kick   chan struct{} // an ack or a drain came; capacity 1
 
+	token  string // the last one shown
+	reauth bool   // the collector takes new ones
+
 	window, maxRecords, maxBytes int
 
 	lanes    []sending // of the Hello; the last is the running epoch
@@ -73,7 +76,13 @@ func (e protocolError) Error() string { return "protocol: " + string(e) }
 
 // run makes a stream, delivers over it, and says why it ended; never nil.
 func (s *session) run(hard context.Context) error {
-	conn, err := s.f.dial()
+	if s.f.cfg.Token != nil {
+		var err error
+		if s.token, err = s.f.cfg.Token(); err != nil {
+			return err
+		}
+	}
+	conn, err := s.f.dial(hard, s.token)
 	if err != nil {
 		return err
 	}
@@ -200,6 +209,7 @@ func (s *session) welcome(w *pb.Welcome) error {
 	}
 	running := s.lanes[len(s.lanes)-1]
 	s.most[running.Epoch] = max(running.after, s.f.sent)
+	s.reauth = w.GetReauth()
 	s.window = bounded(w.GetWindow(), defaultWindow, maxWindow)
 	s.maxRecords = bounded(w.GetMaxBatchRecords(), defaultRecords, maxRecords)
 	s.maxBytes = bounded(w.GetMaxBatchBytes(), defaultBytes, maxBytes)
@@ -485,7 +495,30 @@ func reason(r spool.Reason) pb.LossReason {
 	return pb.LossReason_LOSS_REASON_UNSPECIFIED
 }
 
+// showToken shows the token when it is not the one that was shown last. One
+// that cannot be read is tried again with the next heartbeat: the one shown
+// lasts a while.
+func (s *session) showToken() error {
+	if !s.reauth || s.f.cfg.Token == nil {
+		return nil
+	}
+	token, err := s.f.cfg.Token()
+	if err != nil {
+		s.f.logSeldom(slog.LevelWarn, "no new token to show to the collector", err)
+		return nil
+	}
+	if token == s.token {
+		return nil
+	}
+	s.token = token
+	s.f.count(func(st *Status) { st.Reauths++ })
+	return s.stream.Send(&pb.StreamRequest{Message: &pb.StreamRequest_Reauth{Reauth: &pb.Reauth{Token: token}}})
+}
+
 func (s *session) heartbeat() error {
+	if err := s.showToken(); err != nil {
+		return err
+	}
 	st := s.f.cfg.Spool.Stats()
 	events, lost := s.f.cfg.EventCounters()
 	e := s.lanes[len(s.lanes)-1].Epoch

@@ -20,7 +20,8 @@ ARG VERSION=unknown
 LABEL org.opencontainers.image.title="procession-collector" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY dist/linux-${TARGETARCH}/collector /collector
+# With the command line tool, for kubectl exec.
+COPY dist/linux-${TARGETARCH}/collector dist/linux-${TARGETARCH}/procession /
 USER 65532:65532
 ENTRYPOINT ["/collector"]
 CMD ["serve"]

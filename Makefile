@@ -53,6 +53,10 @@ cluster-up: deps-e2e ## start a real one-node Kubernetes on this machine, as roo
 cluster-down: ## stop it and take back what it did to the machine
 	@go run ./test/e2e/clusterctl down
 
+.PHONY: e2e
+e2e: deps-e2e ## everything on a real cluster, as root: install, attack, break, upgrade, uninstall (E2EFLAGS="-run ...")
+	@hack/e2e.sh
+
 .PHONY: deps-e2e
 deps-e2e: ## install what the test cluster needs from Debian
 	@hack/deps-e2e.sh
@@ -64,6 +68,10 @@ vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10
 .PHONY: bench
 bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains)
 	@go run ./test/bench $(BENCHFLAGS)
+
+.PHONY: proof
+proof: build ## what is promised of the agent, measured: every exec told rightly, memory, idle CPU; as root
+	@go run ./test/bench -proof $(PROOFFLAGS)
 
 .PHONY: storm
 storm: ## floods of forks, vforks and threads, 30 s each, through the whole event path, as root; figures in bin/storm.md

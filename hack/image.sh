@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds OCI images of agent and collector from dist/ with buildah, from
-# scratch and without a registry: hack/image.sh amd64 arm64.
+# scratch and without a registry: hack/image.sh amd64 arm64. The same binaries
+# give the same archive, byte for byte.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=${VERSION:-unknown}
@@ -15,15 +16,20 @@ if ! command -v buildah >/dev/null; then
 		exit 1
 	fi
 fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 for arch in "$@"; do
 	for target in agent collector; do
-		out=dist/$target-linux-$arch.oci.tar
-		rm -f "$out"
+		out=dist/$target-linux-$arch.oci.tar layout=$work/$target-$arch
 		buildah build --quiet --isolation chroot --storage-driver vfs --network host --timestamp "$epoch" \
 			--platform "linux/$arch" --build-arg "TARGETARCH=$arch" --build-arg "VERSION=$version" \
 			--target "$target" --tag "procession/$target:$version-$arch" . >/dev/null
 		buildah push --quiet --storage-driver vfs "procession/$target:$version-$arch" \
-			"oci-archive:$out:procession/$target:$version"
-		printf '%-40s %6.1f MiB\n' "$out" "$(stat -c %s "$out" | awk '{print $1/1048576}')"
+			"oci:$layout:docker.io/procession/$target:$version" # in full: containerd adds nothing to a short name
+		# The digest is the same each time; with names sorted and times fixed the archive is too.
+		tar --create --file "$out" --directory "$layout" --sort=name --mtime="@$epoch" \
+			--owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX blobs index.json oci-layout
+		printf '%-36s %5.1f MiB  %s\n' "$out" "$(stat -c %s "$out" | awk '{print $1/1048576}')" \
+			"$(sed -n 's/.*"digest":"\([^"]*\)".*/\1/p' "$layout/index.json")"
 	done
 done

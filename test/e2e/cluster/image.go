@@ -34,6 +34,7 @@ type File struct {
 	Path string // in the image, absolute
 	From string // file of this machine; empty to take Data
 	Data []byte
+	Link string // a symbolic link to this instead of a file
 	Mode int64  // with 0o4000 for a set-uid program; 0 is 0755
 	Caps uint64 // file capabilities, one bit each, permitted and effective; 0 is none
 }
@@ -62,6 +63,12 @@ func (l *imageLayer) dirs(dir string) error {
 func (l *imageLayer) file(f File) error {
 	if !path.IsAbs(f.Path) {
 		return fmt.Errorf("path %q is not absolute", f.Path)
+	}
+	if f.Link != "" {
+		if err := l.dirs(path.Dir(f.Path)); err != nil {
+			return err
+		}
+		return l.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: strings.TrimPrefix(f.Path, "/"), Linkname: f.Link, Mode: 0o777})
 	}
 	data := f.Data
 	if f.From != "" {
@@ -218,16 +225,28 @@ func (c *Cluster) BuildImage(ctx context.Context, im Image) error {
 	if err := im.write(ctx, f); err != nil {
 		return fmt.Errorf("image %s: %w", im.Name, err)
 	}
-	return c.LoadImage(ctx, f.Name())
+	_, err = c.LoadImage(ctx, f.Name())
+	return err
 }
 
-// LoadImage loads the images of an OCI archive into the node, under the names
-// that the archive gives them.
-func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
-	if out, err := c.ctr(ctx, "images", "import", archive); err != nil {
-		return fmt.Errorf("load image %s: %w: %s", filepath.Base(archive), err, out)
+// LoadImage loads the images of an OCI archive into the node, and returns the
+// names that the archive gives them, as pods name them.
+func (c *Cluster) LoadImage(ctx context.Context, archive string) ([]string, error) {
+	out, err := c.ctr(ctx, "images", "import", archive)
+	if err != nil {
+		return nil, fmt.Errorf("load image %s: %w: %s", filepath.Base(archive), err, out)
 	}
-	return nil
+	var names []string
+	for line := range strings.Lines(out) {
+		if rest, ok := strings.CutPrefix(line, "unpacking "); ok {
+			name, _, _ := strings.Cut(rest, " ")
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("load image %s: containerd found none in it: %s", filepath.Base(archive), out)
+	}
+	return names, nil
 }
 
 // ctr runs containerd's own client in the namespace of the kubelet's containers.

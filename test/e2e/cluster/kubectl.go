@@ -302,3 +302,14 @@ func (c *Cluster) nodeClient() (*http.Client, error) {
 	}
 	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}, nil
 }
+
+// PIDs are the processes of the cluster's programs.
+func (c *Cluster) PIDs() []int {
+	var pids []int
+	for _, n := range c.Running() {
+		if id, ok := c.running(n); ok {
+			pids = append(pids, id.pid)
+		}
+	}
+	return pids
+}

@@ -61,7 +61,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return c.Down(ctx)
 	case "load":
 		for _, a := range args[1:] {
-			if err := c.LoadImage(ctx, a); err != nil {
+			names, err := c.LoadImage(ctx, a)
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintln(stdout, strings.Join(names, "\n")); err != nil {
 				return err
 			}
 		}

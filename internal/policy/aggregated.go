@@ -69,27 +69,36 @@ func short(s string, limit int) string {
 	return strings.Clone(s[:limit])
 }
 
-// Bounds of a Snapshot.
-const (
-	snapArgs, snapPath       = 4 << 10, 1 << 10 // bytes of argv and of each path
-	snapLineage              = 32               // ancestors
-	snapParentArgs, snapName = 512, 256
+// bounds of a copy, in bytes but for the ancestors.
+type bounds struct{ args, path, ancestors, ancestorArgs, ancestorPath int }
+
+var (
+	// late is for what is judged again: expressions see no more than this.
+	late = bounds{args: 16 << 10, path: 4 << 10, ancestors: maxView, ancestorArgs: 8 << 10, ancestorPath: 4 << 10}
+	// repeat is for what is only told.
+	repeat = bounds{args: 2 << 10, path: 1 << 10, ancestors: 16, ancestorArgs: 256, ancestorPath: 256}
 )
 
-// Snapshot copies an event, bounded: what a process chose to be called cannot
-// make it large. A lineage or an argv that is cut says so.
-func Snapshot(ev *event.Event) *event.Event {
+// Snapshot copies an event for Reconsider, bounded: what a process chose to be
+// called cannot make it large. A lineage or an argv that is cut says so.
+func Snapshot(ev *event.Event) *event.Event { return late.copy(ev) }
+
+func (b bounds) copy(ev *event.Event) *event.Event {
 	out := *ev
-	out.Record = nil
-	out.Process = snapProcess(ev.Process, snapLineage, snapArgs, snapPath)
-	if ev.Target != nil {
-		out.Target = snapProcess(ev.Target, 0, snapArgs, snapPath)
+	if ev.Record != nil {
+		r := *ev.Record
+		r.Facts = event.Facts{} // it belongs to the reader, and what matters of it is in the process
+		out.Record = &r
 	}
-	out.PrevName = short(ev.PrevName, snapName)
+	out.Process = b.process(ev.Process, b.ancestors, b.args, b.path)
+	if ev.Target != nil {
+		out.Target = b.process(ev.Target, 0, b.args, b.path)
+	}
+	out.PrevName = short(ev.PrevName, b.path)
 	return &out
 }
 
-func snapProcess(p *event.Process, ancestors, args, path int) *event.Process {
+func (b bounds) process(p *event.Process, ancestors, args, path int) *event.Process {
 	out := *p
 	out.Cmdline = short(p.Cmdline, args)
 	cut := func(s *string, mark event.Marks) {
@@ -101,9 +110,9 @@ func snapProcess(p *event.Process, ancestors, args, path int) *event.Process {
 	cut(&out.Exe, event.MarkExeCut)
 	cut(&out.Cwd, event.MarkCwdCut)
 	cut(&out.Cgroup, event.MarkCgroupCut)
-	out.File, out.Name = short(p.File, path), short(p.Name, snapName)
+	out.File, out.Name = short(p.File, path), short(p.Name, path)
 	if out.Parent = nil; p.Parent != nil && ancestors > 0 {
-		out.Parent = snapProcess(p.Parent, ancestors-1, snapParentArgs, snapName)
+		out.Parent = b.process(p.Parent, ancestors-1, b.ancestorArgs, b.ancestorPath)
 	}
 	return &out
 }

@@ -29,7 +29,7 @@ const (
 // Its clock is the time of the events. It never goes back: an event that comes
 // late counts as one of now.
 type holder struct {
-	seed    maphash.Seed // keyed, so that nobody can choose names that collide
+	sum     maphash.Hash // keyed, so that nobody can choose names that collide
 	now     int64        // ns
 	windows timers[*window]
 	counts  timers[*tally]
@@ -40,7 +40,7 @@ type holder struct {
 func (e *Engine) holder(namespace string) *holder {
 	h := e.holds[namespace]
 	if h == nil {
-		h = &holder{seed: maphash.MakeSeed(), limits: map[string]*spent{}, now: e.now}
+		h = &holder{limits: map[string]*spent{}, now: e.now}
 		h.windows.most, h.counts.most = maxWindows, maxCounts
 		if namespace != "" {
 			h.windows.most, h.counts.most = maxTenantWindows, maxTenantCounts
@@ -50,68 +50,81 @@ func (e *Engine) holder(namespace string) *holder {
 	return h
 }
 
-// key names what is counted together: the rule, and the values of by.
+// key begins to name what is counted together: the rule, and the values of by.
 func (h *holder) key(a *celenv.Activation, r *Rule, by []*celenv.Expr) {
-	h.scratch = append(append(h.scratch[:0], r.ID...), 0)
+	h.sum.Reset()
+	h.text(r.ID)
 	for _, x := range by {
-		h.scratch = x.AppendKey(h.scratch, a)
+		h.scratch = x.AppendKey(h.scratch[:0], a)
+		h.sum.Write(h.scratch)
 	}
 }
 
 // identity adds what no aggregation looks over: who it was, in which
-// container, by which lineage, and how bad it is.
+// container, by which lineage, on whom, and how bad it is.
 func (h *holder) identity(r *Rule, v verdict, ev *event.Event) {
-	p, b := ev.Process, h.scratch
-	b = append(append(b, 0), r.Spec.Severity...)
-	b = append(b, byte(v.truth))
+	p := ev.Process
+	h.text(string(r.Spec.Severity))
+	h.sum.WriteByte(byte(v.truth))
 	if w := p.Workload; w != nil {
-		b = append(append(b, byte(w.Place)), w.ContainerID...)
+		h.sum.WriteByte(byte(w.Place))
+		h.text(w.ContainerID)
 	}
-	b = append(b, 0)
-	if p.Has(event.FieldIDs) {
-		b = binary.LittleEndian.AppendUint32(append(b, 1), p.UID)
-		b = binary.LittleEndian.AppendUint32(b, p.EUID)
+	if h.flag(p.Has(event.FieldIDs)) {
+		h.number(p.UID)
+		h.number(p.EUID)
 	}
 	for i := 0; p != nil && i < maxView; i++ {
-		name, f := p.Exe, event.FieldExe
-		if !p.Has(f) {
-			name, f = p.Name, event.FieldName
+		switch {
+		case h.flag(p.Has(event.FieldExe)):
+			h.text(p.Exe)
+		case h.flag(p.Has(event.FieldName)):
+			h.text(p.Name)
 		}
-		b = append(appendBool(append(b, 0, byte(f)), p.Has(f)), name...)
 		p = p.Parent
 	}
-	if t := ev.Target; t != nil {
-		b = append(append(b, 1), t.Exe...)
+	if h.flag(ev.Target != nil) {
+		h.text(ev.Target.Exe)
 	}
-	if ev.HasBefore {
-		b = binary.LittleEndian.AppendUint32(append(b, 2), ev.Before.UID)
-		b = binary.LittleEndian.AppendUint32(b, ev.Before.EUID)
+	if h.flag(ev.HasBefore) {
+		h.number(ev.Before.UID)
+		h.number(ev.Before.EUID)
 	}
-	h.scratch = b
 }
 
-func appendBool(b []byte, v bool) []byte {
+// text adds s in a way that no two texts can be taken for two others.
+func (h *holder) text(s string) {
+	h.number(uint32(len(s)))
+	h.sum.WriteString(s)
+}
+
+func (h *holder) number(n uint32) {
+	var b [4]byte
+	binary.LittleEndian.PutUint32(b[:], n)
+	h.sum.Write(b[:])
+}
+
+func (h *holder) flag(v bool) bool {
+	b := byte(0)
 	if v {
-		return append(b, 1)
+		b = 1
 	}
-	return append(b, 0)
+	h.sum.WriteByte(b)
+	return v
 }
-
-func (h *holder) hash() uint64 { return maphash.Bytes(h.seed, h.scratch) }
 
 // A tally counts matches towards a threshold.
 type tally struct {
 	rule    *Rule
 	m       meter
 	times   []int64 // of the matches that count, the oldest first
-	from    time.Time
 	samples samples
 }
 
 // count adds a match. It returns nil below the threshold.
 func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *event.Event) *Aggregated {
 	h.key(a, r, r.threshold.by)
-	k := h.hash()
+	k := h.sum.Sum64()
 	span := int64(r.threshold.window)
 	t := h.counts.get(k)
 	if t == nil {
@@ -124,16 +137,16 @@ func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *ev
 	for old < len(t.times) && t.times[old] <= h.now-span {
 		old++
 	}
-	if t.times = append(slices.Delete(t.times, 0, old), h.now); len(t.times) == 1 {
-		t.from, t.samples = ev.Time, samples{}
-	}
+	t.times = append(slices.Delete(t.times, 0, old), h.now)
+	from := ev.Time.Add(-time.Duration(h.now - t.times[0]))
+	t.samples.list = slices.DeleteFunc(t.samples.list, func(x Sample) bool { return x.Time.Before(from) })
 	t.samples.add(ev)
 	if len(t.times) < r.threshold.count {
 		h.counts.set(k, h.now+span)
 		return nil
 	}
 	h.counts.remove(k)
-	return &Aggregated{Count: uint64(len(t.times)), Why: WhyThreshold, From: t.from, Until: ev.Time, Samples: t.samples.list}
+	return &Aggregated{Count: uint64(len(t.times)), Why: WhyThreshold, From: from, Until: ev.Time, Samples: t.samples.list}
 }
 
 // A window holds the repeats of a match.
@@ -152,7 +165,7 @@ type window struct {
 func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event, emit func(*Match)) (w *window, repeat bool) {
 	h.key(e.act, r, r.aggregate.by)
 	h.identity(r, v, ev)
-	k := h.hash()
+	k := h.sum.Sum64()
 	if w := h.windows.get(k); w != nil {
 		return w, true
 	}
@@ -167,7 +180,7 @@ func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event,
 func (h *holder) repeat(e *Engine, w *window, v verdict, ev *event.Event) {
 	if w.count++; w.match == nil {
 		w.match = e.match(w.rule, w.m, v, ev)
-		w.match.Event = Snapshot(w.match.Event)
+		w.match.Event = repeat.copy(w.match.Event)
 	}
 	w.until = ev.Time
 	w.samples.add(ev)

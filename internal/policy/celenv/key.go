@@ -19,7 +19,7 @@ func (s *Scope) Key(src string) (*Expr, error) {
 // bytes of their own.
 func (x *Expr) AppendKey(dst []byte, a *Activation) []byte {
 	a.enter(x.scope, false)
-	v, _, err := x.prog.Eval(a)
+	v, _, _ := x.program().Eval(a)
 	switch v := v.(type) {
 	case types.String:
 		dst = append(dst, 's')
@@ -34,6 +34,5 @@ func (x *Expr) AppendKey(dst []byte, a *Activation) []byte {
 	case *types.Unknown:
 		return append(dst, '?')
 	}
-	_ = err // which failure it was makes no other group
-	return append(dst, '!')
+	return append(dst, '!') // which failure it was makes no other group
 }

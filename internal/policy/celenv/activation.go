@@ -1,6 +1,8 @@
 package celenv
 
 import (
+	"slices"
+
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -45,6 +47,9 @@ func (a *Activation) Reset(ev *event.Event) {
 	a.raw.reset()
 	a.forget()
 }
+
+// Env is the language of the expressions it has values for.
+func (a *Activation) Env() *Env { return a.env }
 
 // Kind is the kind of the event it stands at.
 func (a *Activation) Kind() event.Kind { return a.ev.Kind }
@@ -180,13 +185,65 @@ type Value struct {
 func (x *Expr) Values(a *Activation, limit int) []Value {
 	out := make([]Value, 0, len(x.uses))
 	for _, slot := range x.uses {
-		v := a.value(slot)
-		name := a.env.vars[slot].Name
-		if v == missing {
-			out = append(out, Value{Name: name, Missing: true})
-			continue
-		}
-		out = append(out, Value{Name: name, Text: cut(render(v), limit)})
+		out = append(out, a.render(slot, limit))
 	}
 	return out
+}
+
+// NodeValues tells what the variables are that a node of a formula reads
+// itself, as Values does.
+func (e *Env) NodeValues(a *Activation, n *Node, limit int) []Value {
+	if n.Op == OpOpaque {
+		return n.Opaque.Values(a, limit)
+	}
+	var out []Value
+	for _, slot := range e.nodeSlots(nil, n) {
+		out = append(out, a.render(slot, limit))
+	}
+	return out
+}
+
+// nodeSlots appends the slots of the variables a node reads.
+func (e *Env) nodeSlots(slots []int, n *Node) []int {
+	add := func(f Field) {
+		if f == NoField || n.Op == OpVariable || n.Op <= OpIf {
+			return
+		}
+		slot := int(f)
+		if v, _, ok := e.ofElement(f); ok {
+			slot = e.ancestorsSlot(v)
+		}
+		if !slices.Contains(slots, slot) {
+			slots = append(slots, slot)
+		}
+	}
+	add(n.Field)
+	add(n.Other)
+	for _, k := range n.Kids {
+		slots = e.nodeSlots(slots, k)
+	}
+	if n.Op == OpOpaque {
+		for _, s := range n.Opaque.uses {
+			if !slices.Contains(slots, s) {
+				slots = append(slots, s)
+			}
+		}
+	}
+	return slots
+}
+
+func (e *Env) ancestorsSlot(v view) int {
+	if v == viewTenant {
+		return e.tenantSlots["ancestors"]
+	}
+	return e.slots["ancestors"]
+}
+
+func (a *Activation) render(slot, limit int) Value {
+	v := a.value(slot)
+	name := a.env.vars[slot].Name
+	if v == missing {
+		return Value{Name: name, Missing: true}
+	}
+	return Value{Name: name, Text: cut(render(v), limit)}
 }

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strings"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -83,10 +84,27 @@ func (l *lowerer) bool(e ast.Expr) (*Node, error) {
 		n, err = l.leave(e)
 	}
 	if n != nil && n.Line == 0 {
-		at := l.ast.SourceInfo().GetStartLocation(startOf(e).ID())
-		n.Line, n.Col = max(at.Line(), 0), max(at.Column(), -1)+1
+		n.Line, n.Col = l.place(e)
+		if n.Op == OpNot && n.Kids[0].Line == 0 { // of a != b
+			n.Kids[0].Line, n.Kids[0].Col = n.Line, n.Col
+		}
 	}
 	return n, err
+}
+
+// place is where an expression starts, both from 1. The place of a dotted
+// name is that of its last dot.
+func (l *lowerer) place(e ast.Expr) (line, col int) {
+	e = startOf(e)
+	at := l.ast.SourceInfo().GetStartLocation(e.ID())
+	if at.Line() < 1 {
+		return 0, 0
+	}
+	back := 0
+	if e.Kind() == ast.IdentKind {
+		back = max(strings.LastIndexByte(e.AsIdent(), '.'), 0)
+	}
+	return at.Line(), max(at.Column()-back, 0) + 1
 }
 
 // startOf is the part of an expression that stands first in the text.
@@ -206,8 +224,15 @@ func (l *lowerer) call(c ast.CallExpr) (*Node, error) {
 	case operators.Conditional:
 		return l.join(OpIf, args...)
 	case operators.Equals, operators.NotEquals:
+		rel := Eq
+		if name == operators.NotEquals {
+			rel = Ne
+		}
+		if n := l.compare(rel, args[0], args[1]); n != nil {
+			return n, nil
+		}
 		n, err := l.equal(args[0], args[1])
-		if n != nil && name == operators.NotEquals {
+		if n != nil && rel == Ne {
 			n = &Node{Op: OpNot, Kids: []*Node{n}}
 		}
 		return n, err
@@ -332,9 +357,6 @@ func (l *lowerer) test(test Test, e ast.Expr, texts []string) *Node {
 }
 
 func (l *lowerer) equal(a, b ast.Expr) (*Node, error) {
-	if n := l.compare(Eq, a, b); n != nil {
-		return n, nil
-	}
 	ta, oka := l.text(a)
 	tb, okb := l.text(b)
 	switch {

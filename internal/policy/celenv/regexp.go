@@ -29,9 +29,13 @@ func required(t *syntax.Regexp, re *Node) *Node {
 				out.Kids = append(out.Kids, n)
 			}
 		}
-		if len(out.Kids) > 0 {
-			return out
+		switch len(out.Kids) {
+		case 0:
+			return nil
+		case 1:
+			return out.Kids[0]
 		}
+		return out
 	case syntax.OpAlternate:
 		out := &Node{Op: OpOr}
 		for _, k := range t.Sub {

@@ -61,7 +61,9 @@ func renderProcesses(l traits.Lister) string {
 	return strings.Join(names, " < ")
 }
 
-// cut keeps at most limit bytes of s, head and tail.
+// Cut keeps at most limit bytes of s, head and tail, and a mark between them.
+func Cut(s string, limit int) string { return cut(s, limit) }
+
 func cut(s string, limit int) string {
 	if len(s) <= limit {
 		return s

@@ -44,7 +44,9 @@ type instr struct {
 type atom struct {
 	field int32 // index in Matcher.fields
 	guess float64
-	short string // the shortest literal that it passes for holding
+	short string // its shortest literal that may be anywhere
+	broad bool   // there is one
+	node  *celenv.Node
 }
 
 // A leaf is a part of a formula that is evaluated on its own.
@@ -70,7 +72,6 @@ type leafKey struct {
 // A compiler builds a Matcher.
 type compiler struct {
 	m       *Matcher
-	env     *celenv.Env
 	atomIDs map[string]int32
 	leafIDs map[leafKey]int32
 	refs    map[*celenv.Node]int32 // shared formulas
@@ -84,9 +85,7 @@ type compiler struct {
 // New makes a matcher. It is work for off the event path: some microseconds
 // for each text the rules look for.
 func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
-	m := &Matcher{rules: rules}
-	c := &compiler{m: m, env: env, atomIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
-		needs: map[*expr]need{}, fieldID: map[celenv.Field]int32{}}
+	m, c := newMatcher(env, rules)
 	conditions := make([]*expr, len(rules))
 	for i := range rules {
 		if rules[i].Condition == nil {
@@ -100,16 +99,27 @@ func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
 		}
 		m.exceptions = append(m.exceptions, exceptions)
 	}
-	// Emitting one may ask for another.
-	for i := 0; i < len(c.shared); i++ {
-		m.refStart = append(m.refStart, c.emit(c.shared[i]))
+	c.finish(conditions)
+	return m, nil
+}
+
+func newMatcher(env *celenv.Env, rules []Rule) (*Matcher, *compiler) {
+	m := &Matcher{env: env, rules: rules}
+	return m, &compiler{m: m, atomIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
+		needs: map[*expr]need{}, fieldID: map[celenv.Field]int32{}}
+}
+
+// finish makes what all formulas share.
+func (c *compiler) finish(conditions []*expr) {
+	m := c.m
+	for _, e := range c.shared {
+		m.refStart = append(m.refStart, c.emit(e))
 	}
 	for i, uses := range c.texts {
 		m.fields[i].finder = newFinder(uses)
 	}
 	c.index(conditions)
 	m.prepare()
-	return m, nil
 }
 
 // formula takes an expression in; one that was not taken apart is left to
@@ -224,12 +234,15 @@ func (c *compiler) atom(f celenv.Field, nodes []*celenv.Node) *expr {
 	if !ok {
 		id = int32(len(c.m.atoms))
 		c.atomIDs[key] = id
-		a := atom{field: fi}
+		a := atom{field: fi, node: nodes[0]}
+		if len(nodes) > 1 {
+			a.node = &celenv.Node{Op: celenv.OpOr, Kids: nodes}
+		}
 		for i := range uses {
 			uses[i].atom = id
 			a.guess += guess(&uses[i])
-			if s := uses[i].literal; uses[i].test == celenv.Contains && (a.short == "" || len(s) < len(a.short)) {
-				a.short = s
+			if s := uses[i].literal; uses[i].test != celenv.Equal && (!a.broad || len(s) < len(a.short)) {
+				a.short, a.broad = s, true
 			}
 		}
 		c.texts[fi] = append(c.texts[fi], uses...)
@@ -418,14 +431,14 @@ func (c *compiler) emit(e *expr) int32 {
 }
 
 // A need is what a formula cannot be true, undecided or failed without: one
-// of some atoms that is not false.
+// of some terms that is not false.
 type need struct {
-	atoms []int32
+	terms []int32 // atoms, and leaves that cost little at ^leaf
 	cost  float64 // how many of them are expected to be true
 	ok    bool    // there is such a set
 }
 
-// need finds the cheapest set of atoms of which one is not false whenever e
+// need finds the cheapest set of terms of which one is not false whenever e
 // (or, with not, its negation) is not.
 func (c *compiler) need(e *expr, not bool) need {
 	switch e.op {
@@ -434,6 +447,10 @@ func (c *compiler) need(e *expr, not bool) need {
 	case opAtom:
 		if !not {
 			return need{[]int32{e.id}, c.m.atoms[e.id].guess, true}
+		}
+	case opLazy:
+		if p, cheap := chance(c.m.leaves[e.id].node); cheap && !not {
+			return need{[]int32{^e.id}, p, true}
 		}
 	case opNot:
 		return c.need(e.kids[0], !not)
@@ -463,20 +480,37 @@ func (c *compiler) need(e *expr, not bool) need {
 			if !n.ok {
 				return need{}
 			}
-			all.atoms, all.cost = append(all.atoms, n.atoms...), all.cost+n.cost
+			all.terms, all.cost = append(all.terms, n.terms...), all.cost+n.cost
 		}
-		slices.Sort(all.atoms)
-		all.atoms = slices.Compact(all.atoms)
+		slices.Sort(all.terms)
+		all.terms = slices.Compact(all.terms)
 		return all
 	}
 	// opIf is undecided when its condition is, whatever follows.
 	return need{}
 }
 
+// chance is how often a leaf is true, for want of a measurement, if it costs
+// little enough to be asked for every event.
+func chance(n *celenv.Node) (p float64, cheap bool) {
+	switch n.Op {
+	case celenv.OpFlag:
+		return 0.05, true
+	case celenv.OpCaps:
+		return 0.2, true
+	case celenv.OpNumber:
+		if n.Rel == celenv.Eq {
+			return 0.1, n.Measure == celenv.OfValue
+		}
+		return 0.5, n.Measure == celenv.OfValue
+	}
+	return 0, false
+}
+
 // index finds out which rules are to be looked at when.
 func (c *compiler) index(conditions []*expr) {
 	m := c.m
-	lists := make([][]int32, len(m.atoms))
+	byAtom, byLeaf := make([][]int32, len(m.atoms)), make([][]int32, len(m.leaves))
 	m.needs = make([]need, len(m.rules))
 	for i := range m.fields {
 		m.fields[i].rules = NewBits(len(m.rules))
@@ -487,29 +521,50 @@ func (c *compiler) index(conditions []*expr) {
 	for r, e := range conditions {
 		n := c.need(e, false)
 		m.needs[r] = n
-		for _, a := range n.atoms {
-			lists[a] = append(lists[a], int32(r))
-			m.fields[m.atoms[a].field].rules.Set(r)
-		}
-		for k := range m.plans {
-			if !m.rules[r].Kinds.Has(event.Kind(k)) {
+		for _, t := range n.terms {
+			if t < 0 {
+				byLeaf[^t] = append(byLeaf[^t], int32(r))
 				continue
 			}
-			p := &m.plans[k]
-			p.rules.Set(r)
-			if !n.ok {
-				p.always.Set(r)
-			}
-			for _, a := range n.atoms {
-				if f := m.atoms[a].field; !slices.Contains(p.fields, f) {
-					p.fields = append(p.fields, f)
-				}
+			byAtom[t] = append(byAtom[t], int32(r))
+			m.fields[m.atoms[t].field].rules.Set(r)
+		}
+		for k := range m.plans {
+			if m.rules[r].Kinds.Has(event.Kind(k)) {
+				m.plan(&m.plans[k], r, n)
 			}
 		}
 	}
-	for _, l := range lists {
-		m.firstRule = append(m.firstRule, int32(len(m.byAtom)))
-		m.byAtom = append(m.byAtom, l...)
-	}
-	m.firstRule = append(m.firstRule, int32(len(m.byAtom)))
+	m.byAtom, m.byLeaf = newLists(byAtom), newLists(byLeaf)
 }
+
+// plan adds a rule to the plan for a kind it looks at.
+func (m *Matcher) plan(p *plan, r int, n need) {
+	p.rules.Set(r)
+	if !n.ok {
+		p.always.Set(r)
+	}
+	for _, t := range n.terms {
+		if t < 0 {
+			if !slices.Contains(p.leaves, ^t) {
+				p.leaves = append(p.leaves, ^t)
+			}
+		} else if f := m.atoms[t].field; !slices.Contains(p.fields, f) {
+			p.fields = append(p.fields, f)
+		}
+	}
+}
+
+// lists are lists of numbers, one after the other.
+type lists struct{ first, all []int32 }
+
+func newLists(ls [][]int32) lists {
+	out := lists{first: make([]int32, 1, len(ls)+1)}
+	for _, l := range ls {
+		out.all = append(out.all, l...)
+		out.first = append(out.first, int32(len(out.all)))
+	}
+	return out
+}
+
+func (l *lists) of(i int32) []int32 { return l.all[l.first[i]:l.first[i+1]] }

@@ -33,6 +33,7 @@ type Hit struct {
 
 // A Matcher decides rules. It belongs to one goroutine.
 type Matcher struct {
+	env   *celenv.Env
 	rules []Rule
 
 	// What New made; it does not change.
@@ -43,9 +44,9 @@ type Matcher struct {
 	atoms      []atom
 	leaves     []leaf
 	fields     []field
-	needs      []need  // by rule
-	byAtom     []int32 // rules that need atom a: byAtom[firstRule[a]:firstRule[a+1]]
-	firstRule  []int32
+	needs      []need // by rule
+	byAtom     lists  // rules that need an atom
+	byLeaf     lists  // rules that need a leaf
 	plans      [numKinds]plan
 
 	state // of the event at hand
@@ -57,8 +58,9 @@ const numKinds = 32
 // A plan is what to do for one kind of event.
 type plan struct {
 	rules  Bits    // that look at the kind
-	always Bits    // of them, those that need no atom
+	always Bits    // of them, those that need nothing
 	fields []int32 // to read, because rules need atoms of them
+	leaves []int32 // to ask, because rules need them
 }
 
 // A field is a text field that atoms are about.
@@ -135,15 +137,52 @@ func (m *Matcher) Evaluate(a *celenv.Activation, active Bits) []Hit {
 	for _, f := range p.fields {
 		m.candidates(f, active)
 	}
-	for w := range m.cand[:min(len(m.cand), len(active))] {
-		for set := (m.cand[w] | p.always[w]) & p.rules[w] & active[w]; set != 0; set &= set - 1 {
-			r := w<<6 + bits.TrailingZeros64(set)
-			if v := m.decide(m.start[r]); v.Truth != celenv.False {
+	for _, l := range p.leaves {
+		if m.lazy(l) != celenv.False {
+			m.add(m.byLeaf.of(l))
+		}
+	}
+	for w := range m.cand {
+		m.cand[w] |= p.always[w]
+		m.cand[w] &= p.rules[w]
+		if w < len(active) {
+			m.cand[w] &= active[w]
+		} else {
+			m.cand[w] = 0
+		}
+	}
+	for m.decideCandidates() {
+	}
+	return m.hits
+}
+
+// decideCandidates decides the rules in m.cand. A panic in one is a bug, of
+// ours or of CEL's; it must not take the others with it. more is true when the
+// caller has to go on after one.
+func (m *Matcher) decideCandidates() (more bool) {
+	r := 0
+	defer func() {
+		if p := recover(); p != nil {
+			m.hits = append(m.hits, Hit{r, Verdict{celenv.Failed, fmt.Errorf("panic: %v", p)}})
+			more = true
+		}
+	}()
+	for w := range m.cand {
+		for m.cand[w] != 0 {
+			r = w<<6 + bits.TrailingZeros64(m.cand[w])
+			m.cand[w] &= m.cand[w] - 1
+			if v := m.verdict(m.start[r]); v.Truth != celenv.False {
 				m.hits = append(m.hits, Hit{r, v})
 			}
 		}
 	}
-	return m.hits
+	return false
+}
+
+func (m *Matcher) add(rules []int32) {
+	for _, r := range rules {
+		m.cand.Set(int(r))
+	}
 }
 
 // candidates reads a field and notes the rules that need what is found in it.
@@ -156,9 +195,7 @@ func (m *Matcher) candidates(f int32, active Bits) {
 	from := len(m.found)
 	m.read(fi)
 	for _, a := range m.found[from:] {
-		for _, r := range m.byAtom[m.firstRule[a]:m.firstRule[a+1]] {
-			m.cand.Set(int(r))
-		}
+		m.add(m.byAtom.of(a))
 	}
 	if fi.missing {
 		for w, set := range fi.rules {
@@ -196,16 +233,19 @@ func (m *Matcher) read(fi *field) {
 
 // Exception decides the i-th exception of a rule for the event of the last
 // Evaluate.
-func (m *Matcher) Exception(rule, i int) Verdict { return m.decide(m.exceptions[rule][i]) }
+func (m *Matcher) Exception(rule, i int) Verdict { return m.guarded(m.exceptions[rule][i]) }
 
-// decide evaluates a formula. A panic in there is a bug, of ours or of CEL's;
-// it must not take the other rules with it.
-func (m *Matcher) decide(pc int32) (v Verdict) {
+// guarded is verdict for one formula, which may panic.
+func (m *Matcher) guarded(pc int32) (v Verdict) {
 	defer func() {
 		if p := recover(); p != nil {
 			v = Verdict{celenv.Failed, fmt.Errorf("panic: %v", p)}
 		}
 	}()
+	return m.verdict(pc)
+}
+
+func (m *Matcher) verdict(pc int32) (v Verdict) {
 	m.err = nil
 	if v.Truth = m.eval(pc); v.Truth == celenv.Failed {
 		v.Err = m.err

@@ -66,8 +66,11 @@ func process(r *rand.Rand, pid int32, exe, args, cwd string) *event.Process {
 	name := exe[strings.LastIndexByte(exe, '/')+1:]
 	p := &event.Process{
 		PID: pid, Start: uint64(pid) * 1e9, Exe: exe, File: exe, Name: name[:min(len(name), 15)], Cmdline: argv, CmdlineLen: uint32(len(argv)), Cwd: cwd,
-		InnerPID: pid, SID: pid, LoginUID: 1<<32 - 1, IDs: event.IDs{UID: uint32(r.IntN(2) * 1000), EUID: 0},
+		InnerPID: pid, SID: pid, LoginUID: 1<<32 - 1,
 		CapEffective: r.Uint64N(1 << 41), Marks: event.MarkUpperKnown,
+	}
+	if r.IntN(2) == 0 {
+		p.IDs = event.IDs{UID: 1000, EUID: 1000, SUID: 1000, GID: 1000, EGID: 1000}
 	}
 	for f := range p.Sources {
 		p.Sources[f] = event.SourceRecord

@@ -35,6 +35,9 @@ type Builder struct {
 	// Wall turns a process's start (ns since boot, CLOCK_BOOTTIME) into wall
 	// time. Nil leaves start times out.
 	Wall func(boot uint64) time.Time
+	// User finds the name of a process's real user; "" if there is none. Nil
+	// leaves names out. It is asked for the process an event is about, alone.
+	User func(*event.Process) string
 }
 
 // Event describes ev with at most ancestors ancestors of its process.
@@ -60,6 +63,7 @@ func (b *Builder) Event(ev *event.Event, ancestors int) *pb.Event {
 		if p.Has(event.FieldIDs) {
 			out.Change.To = ids(p.IDs)
 		}
+		b.cause(out.Change, ev)
 	case event.CommChange:
 		out.Change = &pb.Change{ToName: []byte(p.Name)}
 		if ev.HasPrev {
@@ -78,24 +82,77 @@ func (b *Builder) Event(ev *event.Event, ancestors int) *pb.Event {
 	return out
 }
 
+// cause writes down why an id became 0, and what that was concluded from.
+func (b *Builder) cause(out *pb.Change, ev *event.Event) {
+	if ev.Kind != event.UIDChange {
+		return
+	}
+	out.Cause = ev.Cause.String()
+	if ev.HasCapsBefore {
+		out.CapsBefore = proto.Uint64(ev.CapsBefore)
+	}
+	r := ev.Record
+	if r == nil || r.From != event.SourceRecord {
+		return
+	}
+	if r.Have.Has(event.FieldExe) {
+		out.Exe = append([]byte{}, r.Exe[max(0, len(r.Exe)-maxPath):]...)
+	}
+	if r.Have.Has(event.FieldExeFile) {
+		out.ExeFile = exeFile(r.ExeFile)
+	}
+}
+
 func workload(out *pb.Event, w *event.Workload) {
 	if w == nil {
 		out.Place, out.PlaceReason = event.PlaceUnknown.String(), "not-resolved"
 		return
 	}
 	out.Place, out.PlaceReason = w.Place.String(), w.Reason
-	if w.ContainerID != "" {
-		out.Container = &pb.Container{Id: w.ContainerID, Name: w.ContainerName, Image: w.Image, Runtime: w.Runtime}
+	out.Container, out.Pod = container(w), pod(w)
+}
+
+func container(w *event.Workload) *pb.Container {
+	if w.ContainerID == "" {
+		return nil
 	}
+	out := &pb.Container{Id: w.ContainerID, Name: w.ContainerName, Image: w.Image, Runtime: w.Runtime, Sandbox: w.Sandbox}
+	if c := w.Container; c != nil {
+		out.ImageDigest, out.Kind, out.Privileged = c.ImageDigest, c.Kind.String(), c.Privileged
+	}
+	return out
+}
+
+func pod(w *event.Workload) *pb.Pod {
+	p := w.Pod
 	switch {
-	case w.Pod != nil:
-		out.Pod = &pb.Pod{
-			Uid: w.Pod.UID, Namespace: w.Pod.Namespace, Name: w.Pod.Name, Labels: w.Pod.Labels,
-			ServiceAccount: w.Pod.ServiceAccount, OwnerKind: w.Pod.OwnerKind, OwnerName: w.Pod.OwnerName,
+	case p != nil:
+		return &pb.Pod{
+			Uid: p.UID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Annotations: p.Annotations,
+			ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName,
+			HostPid: p.HostPID, HostNetwork: p.HostNetwork, HostIpc: p.HostIPC,
 		}
 	case w.PodUID != "":
-		out.Pod = &pb.Pod{Uid: w.PodUID}
+		return &pb.Pod{Uid: w.PodUID}
 	}
+	return nil
+}
+
+// GaveUp stands before a reason that will not go away any more: nobody looks
+// any longer.
+const GaveUp = "gave-up "
+
+// Amendment says where the process of an alert runs, as far as it is known by
+// now. seq is the alert's number in this run of the agent.
+func (b *Builder) Amendment(seq uint64, w *event.Workload, at time.Time, gaveUp bool) *pb.Amendment {
+	out := &pb.Amendment{
+		Seq: seq, Time: timestamppb.New(at), Place: w.Place.String(), PlaceReason: w.Reason,
+		Container: container(w), Pod: pod(w),
+	}
+	if gaveUp {
+		out.PlaceReason = GaveUp + w.Reason
+	}
+	return out
 }
 
 // lineage writes the ancestors down, nearest first. A cycle cannot occur in
@@ -115,7 +172,7 @@ func (b *Builder) lineage(out *pb.Process, p *event.Process, limit int) {
 // brief says who a process is, as much as an ancestor needs, with at most so
 // many bytes of argv and of each path.
 func (b *Builder) brief(p *event.Process, args, path int) *pb.Process {
-	out := &pb.Process{Pid: p.PID, Start: p.Start, Exited: p.Exited}
+	out := &pb.Process{Pid: p.PID, Start: p.Start, Exited: p.Exited, Origin: p.CameBy().String()}
 	if b.Wall != nil && p.Start != 0 {
 		out.StartTime = timestamppb.New(b.Wall(p.Start))
 	}
@@ -154,6 +211,9 @@ func (b *Builder) brief(p *event.Process, args, path int) *pb.Process {
 func (b *Builder) process(p *event.Process) *pb.Process {
 	out := b.brief(p, maxArgs, maxPath)
 	out.InnerPid = p.InnerPID
+	if b.User != nil && p.Has(event.FieldIDs) {
+		out.User = b.User(p)
+	}
 	out.Sources = make(map[string]string, event.NumFields)
 	for f := range event.NumFields {
 		if p.Has(f) {
@@ -171,12 +231,15 @@ func (b *Builder) process(p *event.Process) *pb.Process {
 		out.Ns = &pb.Namespaces{Pid: p.NS.PID, Mnt: p.NS.Mnt, User: p.NS.User, Net: p.NS.Net}
 	}
 	if p.Has(event.FieldExeFile) {
-		f := p.ExeFile
-		out.ExeFile = &pb.ExeFile{
-			Dev: f.Dev, Ino: f.Ino, Mode: uint32(f.Mode), Uid: f.UID, Gid: f.GID, Nlink: f.Nlink, FsMagic: f.Magic,
-		}
+		out.ExeFile = exeFile(p.ExeFile)
 	}
 	return out
+}
+
+func exeFile(f event.ExeFile) *pb.ExeFile {
+	return &pb.ExeFile{
+		Dev: f.Dev, Ino: f.Ino, Mode: uint32(f.Mode), Uid: f.UID, Gid: f.GID, Nlink: f.Nlink, FsMagic: f.Magic,
+	}
 }
 
 // text copies the last limit bytes of a known fact and says whether it had

@@ -67,13 +67,13 @@ func (e *Enricher) settle(p *event.Process) {
 	case event.OriginUnknown, event.OriginSetup:
 		p.Origin = e.origin(p)
 	case event.OriginEntered:
-		p.Origin = asked(p, true)
+		p.Origin = p.CameBy()
 	case event.OriginChild:
 		// What an ancestor is may have become known since it entered.
 		for a := p.Parent; a != nil && sameContainer(p, a); a = a.Parent {
 			if a.Origin == event.OriginEntered {
 				a.Workload = p.Workload
-				a.Origin = asked(a, a.Execs > 1)
+				a.Origin = a.CameBy()
 			}
 			if a.Origin != event.OriginChild {
 				break
@@ -120,7 +120,7 @@ func (e *Enricher) origin(p *event.Process) event.Origin {
 	case verb == "" && !own && shim != "":
 		return event.OriginUnknown // adopted by the shim: the runtime that made it is gone, and the pid does not tell
 	}
-	return asked(p, p.Execs > 1)
+	return asked(p)
 }
 
 // setup says whether p is the runtime's own program, run from memory or from
@@ -183,60 +183,13 @@ func (e *Enricher) sandbox(p *event.Process) {
 	}
 }
 
-// asked is the origin of a process that was put into its container: the
-// command lines of probes and hooks are in the pod's spec. again says that p
-// has run another program since, so that only a match tells something.
-//
-// Whoever may use kubectl exec can type a probe's command, and whoever can
-// write to the program that a probe runs is run as the probe.
-func asked(p *event.Process, again bool) event.Origin {
-	w := p.Workload
-	switch {
-	case w.PodUID == "":
+// asked is the origin of a process that was put into its container.
+func asked(p *event.Process) event.Origin {
+	if p.Workload.PodUID == "" {
 		return event.OriginSession // no pod, no probes
-	case w.Container == nil || !p.Has(event.FieldArgs) || p.ArgsCut():
-		return event.OriginEntered
-	case slices.ContainsFunc(w.Container.Probes, func(c []string) bool { return runs(p, c) }):
-		return event.OriginProbe
-	case slices.ContainsFunc(w.Container.Hooks, func(c []string) bool { return runs(p, c) }):
-		return event.OriginHook
-	case again:
-		return event.OriginEntered
 	}
-	return event.OriginSession
-}
-
-// runs says whether p runs a command of the pod's spec. The kernel puts a
-// script's interpreter, and at most one argument for it, in front, and the
-// script's path in place of the first argument.
-func runs(p *event.Process, command []string) bool {
-	rest := p.Cmdline
-	if equalArgs(rest, command) {
-		return true
-	}
-	for range 2 {
-		_, after, ok := strings.Cut(rest, "\x00")
-		if !ok {
-			return false
-		}
-		rest = after
-		if script, args, ok := strings.Cut(rest, "\x00"); ok && base(script) == base(command[0]) && equalArgs(args, command[1:]) {
-			return true
-		}
-	}
-	return false
-}
-
-// equalArgs compares arguments that each end with NUL.
-func equalArgs(cmdline string, args []string) bool {
-	for _, a := range args {
-		rest, ok := strings.CutPrefix(cmdline, a)
-		if !ok || rest == "" || rest[0] != 0 {
-			return false
-		}
-		cmdline = rest[1:]
-	}
-	return cmdline == ""
+	p.Origin = event.OriginEntered
+	return p.CameBy()
 }
 
 func firstArg(cmdline string) string {

@@ -31,7 +31,7 @@ func keys(set map[string]bool, path string, v any) {
 		}
 	case map[string]any:
 		switch path { // keys are data
-		case "pod.labels", "coverage.events", "coverage.lost", "coverage.missed", "coverage.unresolved", "coverage.suppressed":
+		case "pod.labels", "pod.annotations", "coverage.events", "coverage.lost", "coverage.missed", "coverage.unresolved", "coverage.suppressed":
 			return
 		}
 		if strings.HasSuffix(path, "sources") {
@@ -45,6 +45,8 @@ func keys(set map[string]bool, path string, v any) {
 				p = "process." + k
 			case "change.from", "change.to":
 				p = "change.from." + k
+			case "change.exeFile":
+				p = "process.exeFile." + k
 			default:
 				p = path + "." + k
 			}
@@ -72,7 +74,7 @@ func everything() *pb.Alert {
 	// bytes that are not UTF-8 bring out the Raw keys, a greater length the cut.
 	p := a.Event.Process
 	p.Exe, p.File, p.Name, p.Cmdline, p.Cwd, p.Cgroup = []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}, []byte{0xff}
-	a.Event.Change.FromName = []byte{0xff}
+	a.Event.Change.FromName, a.Event.Change.Exe = []byte{0xff}, []byte{0xff}
 	a.Aggregated.Samples[0].Exe, a.Aggregated.Samples[0].Cmdline = []byte{0xff}, []byte{0xff}
 	return a
 }

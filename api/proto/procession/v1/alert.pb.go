@@ -270,7 +270,15 @@ type Process struct {
 	// The pid inside the innermost pid namespace; 0 unknown.
 	InnerPid int32 `protobuf:"varint,25,opt,name=inner_pid,json=innerPid,proto3" json:"inner_pid,omitempty"`
 	// There are more ancestors than were written down.
-	AncestorsCut  bool `protobuf:"varint,26,opt,name=ancestors_cut,json=ancestorsCut,proto3" json:"ancestors_cut,omitempty"`
+	AncestorsCut bool `protobuf:"varint,26,opt,name=ancestors_cut,json=ancestorsCut,proto3" json:"ancestors_cut,omitempty"`
+	// How it came to be in its container: runtimeSetup, entrypoint, execSession,
+	// probe, lifecycleHook, child; entered when it was put there from outside and
+	// the pod's spec, which tells the middle three apart, is not known; empty on
+	// the host and when it could not be told.
+	Origin string `protobuf:"bytes,27,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Name of its real user, from the passwd file of its own root directory:
+	// the container's word, not the node's. Empty when there is none.
+	User          string `protobuf:"bytes,28,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -485,6 +493,20 @@ func (x *Process) GetAncestorsCut() bool {
 		return x.AncestorsCut
 	}
 	return false
+}
+
+func (x *Process) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Process) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
 }
 
 type IDs struct {
@@ -754,8 +776,17 @@ type Change struct {
 	From *IDs `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
 	To   *IDs `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// CommChange.
-	FromName      []byte `protobuf:"bytes,3,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
-	ToName        []byte `protobuf:"bytes,4,opt,name=to_name,json=toName,proto3" json:"to_name,omitempty"`
+	FromName []byte `protobuf:"bytes,3,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
+	ToName   []byte `protobuf:"bytes,4,opt,name=to_name,json=toName,proto3" json:"to_name,omitempty"`
+	// UIDChange that made an id 0: why. setuid-program, login, runtime-setup,
+	// kept-root, capability, unexplained; empty when a fact is missing.
+	Cause string `protobuf:"bytes,5,opt,name=cause,proto3" json:"cause,omitempty"`
+	// The evidence. Capabilities permitted before; absent when unknown.
+	CapsBefore *uint64 `protobuf:"varint,6,opt,name=caps_before,json=capsBefore,proto3,oneof" json:"caps_before,omitempty"`
+	// The program that made the change and its file, which in a set-user-id exec
+	// is the new one, not yet the process's.
+	Exe           []byte   `protobuf:"bytes,7,opt,name=exe,proto3,oneof" json:"exe,omitempty"`
+	ExeFile       *ExeFile `protobuf:"bytes,8,opt,name=exe_file,json=exeFile,proto3" json:"exe_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -814,6 +845,34 @@ func (x *Change) GetFromName() []byte {
 func (x *Change) GetToName() []byte {
 	if x != nil {
 		return x.ToName
+	}
+	return nil
+}
+
+func (x *Change) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Change) GetCapsBefore() uint64 {
+	if x != nil && x.CapsBefore != nil {
+		return *x.CapsBefore
+	}
+	return 0
+}
+
+func (x *Change) GetExe() []byte {
+	if x != nil {
+		return x.Exe
+	}
+	return nil
+}
+
+func (x *Change) GetExeFile() *ExeFile {
+	if x != nil {
+		return x.ExeFile
 	}
 	return nil
 }
@@ -898,11 +957,19 @@ func (x *Exit) GetCpuNs() uint64 {
 }
 
 type Container struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Image         string                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
-	Runtime       string                 `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Image   string                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	Runtime string                 `protobuf:"bytes,4,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	// Digest of the image's manifest, sha256:...; empty unknown.
+	ImageDigest string `protobuf:"bytes,5,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// regular, init, sidecar, ephemeral; empty unknown.
+	Kind string `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Known only with the kind.
+	Privileged bool `protobuf:"varint,7,opt,name=privileged,proto3" json:"privileged,omitempty"`
+	// It holds the pod's namespaces (pause), and is in no list of containers.
+	Sandbox       bool `protobuf:"varint,8,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -965,6 +1032,34 @@ func (x *Container) GetRuntime() string {
 	return ""
 }
 
+func (x *Container) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *Container) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Container) GetPrivileged() bool {
+	if x != nil {
+		return x.Privileged
+	}
+	return false
+}
+
+func (x *Container) GetSandbox() bool {
+	if x != nil {
+		return x.Sandbox
+	}
+	return false
+}
+
 type Pod struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -974,8 +1069,13 @@ type Pod struct {
 	ServiceAccount string                 `protobuf:"bytes,5,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
 	OwnerKind      string                 `protobuf:"bytes,6,opt,name=owner_kind,json=ownerKind,proto3" json:"owner_kind,omitempty"`
 	OwnerName      string                 `protobuf:"bytes,7,opt,name=owner_name,json=ownerName,proto3" json:"owner_name,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Those that the agent was told to keep.
+	Annotations   map[string]string `protobuf:"bytes,8,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	HostPid       bool              `protobuf:"varint,9,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	HostNetwork   bool              `protobuf:"varint,10,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
+	HostIpc       bool              `protobuf:"varint,11,opt,name=host_ipc,json=hostIpc,proto3" json:"host_ipc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pod) Reset() {
@@ -1055,6 +1155,34 @@ func (x *Pod) GetOwnerName() string {
 		return x.OwnerName
 	}
 	return ""
+}
+
+func (x *Pod) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *Pod) GetHostPid() bool {
+	if x != nil {
+		return x.HostPid
+	}
+	return false
+}
+
+func (x *Pod) GetHostNetwork() bool {
+	if x != nil {
+		return x.HostNetwork
+	}
+	return false
+}
+
+func (x *Pod) GetHostIpc() bool {
+	if x != nil {
+		return x.HostIpc
+	}
+	return false
 }
 
 // Alert is a rule's match. Its identity (cluster/node/epoch/seq) is not in
@@ -2073,7 +2201,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\fplace_reason\x18\n" +
 	" \x01(\tR\vplaceReason\x12\x1c\n" +
 	"\tsynthetic\x18\v \x01(\bR\tsynthetic\x12\x14\n" +
-	"\x05stamp\x18\f \x01(\x04R\x05stamp\"\xc7\b\n" +
+	"\x05stamp\x18\f \x01(\x04R\x05stamp\"\xf3\b\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x17\n" +
 	"\x04ppid\x18\x02 \x01(\x05H\x00R\x04ppid\x88\x01\x01\x12\x14\n" +
@@ -2105,7 +2233,9 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\tancestors\x18\x17 \x03(\v2\x16.procession.v1.ProcessR\tancestors\x12\x16\n" +
 	"\x06exited\x18\x18 \x01(\bR\x06exited\x12\x1b\n" +
 	"\tinner_pid\x18\x19 \x01(\x05R\binnerPid\x12#\n" +
-	"\rancestors_cut\x18\x1a \x01(\bR\fancestorsCut\x1a:\n" +
+	"\rancestors_cut\x18\x1a \x01(\bR\fancestorsCut\x12\x16\n" +
+	"\x06origin\x18\x1b \x01(\tR\x06origin\x12\x12\n" +
+	"\x04user\x18\x1c \x01(\tR\x04user\x1a:\n" +
 	"\fSourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
@@ -2146,12 +2276,19 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x14\n" +
 	"\x05nlink\x18\x06 \x01(\rR\x05nlink\x12\x19\n" +
-	"\bfs_magic\x18\a \x01(\x04R\afsMagic\"\x8a\x01\n" +
+	"\bfs_magic\x18\a \x01(\x04R\afsMagic\"\xa8\x02\n" +
 	"\x06Change\x12&\n" +
 	"\x04from\x18\x01 \x01(\v2\x12.procession.v1.IDsR\x04from\x12\"\n" +
 	"\x02to\x18\x02 \x01(\v2\x12.procession.v1.IDsR\x02to\x12\x1b\n" +
 	"\tfrom_name\x18\x03 \x01(\fR\bfromName\x12\x17\n" +
-	"\ato_name\x18\x04 \x01(\fR\x06toName\"\x8b\x01\n" +
+	"\ato_name\x18\x04 \x01(\fR\x06toName\x12\x14\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\x12$\n" +
+	"\vcaps_before\x18\x06 \x01(\x04H\x00R\n" +
+	"capsBefore\x88\x01\x01\x12\x15\n" +
+	"\x03exe\x18\a \x01(\fH\x01R\x03exe\x88\x01\x01\x121\n" +
+	"\bexe_file\x18\b \x01(\v2\x16.procession.v1.ExeFileR\aexeFileB\x0e\n" +
+	"\f_caps_beforeB\x06\n" +
+	"\x04_exe\"\x8b\x01\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1f\n" +
@@ -2159,12 +2296,18 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"coreDumped\x12\x1f\n" +
 	"\vduration_ns\x18\x04 \x01(\x04R\n" +
 	"durationNs\x12\x15\n" +
-	"\x06cpu_ns\x18\x05 \x01(\x04R\x05cpuNs\"_\n" +
+	"\x06cpu_ns\x18\x05 \x01(\x04R\x05cpuNs\"\xd0\x01\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x03 \x01(\tR\x05image\x12\x18\n" +
-	"\aruntime\x18\x04 \x01(\tR\aruntime\"\xa3\x02\n" +
+	"\aruntime\x18\x04 \x01(\tR\aruntime\x12!\n" +
+	"\fimage_digest\x18\x05 \x01(\tR\vimageDigest\x12\x12\n" +
+	"\x04kind\x18\x06 \x01(\tR\x04kind\x12\x1e\n" +
+	"\n" +
+	"privileged\x18\a \x01(\bR\n" +
+	"privileged\x12\x18\n" +
+	"\asandbox\x18\b \x01(\bR\asandbox\"\x83\x04\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -2174,8 +2317,16 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\n" +
 	"owner_kind\x18\x06 \x01(\tR\townerKind\x12\x1d\n" +
 	"\n" +
-	"owner_name\x18\a \x01(\tR\townerName\x1a9\n" +
+	"owner_name\x18\a \x01(\tR\townerName\x12E\n" +
+	"\vannotations\x18\b \x03(\v2#.procession.v1.Pod.AnnotationsEntryR\vannotations\x12\x19\n" +
+	"\bhost_pid\x18\t \x01(\bR\ahostPid\x12!\n" +
+	"\fhost_network\x18\n" +
+	" \x01(\bR\vhostNetwork\x12\x19\n" +
+	"\bhost_ipc\x18\v \x01(\bR\ahostIpc\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x03\n" +
 	"\x05Alert\x12*\n" +
@@ -2310,7 +2461,7 @@ func file_procession_v1_alert_proto_rawDescGZIP() []byte {
 }
 
 var file_procession_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_procession_v1_alert_proto_goTypes = []any{
 	(Severity)(0),                 // 0: procession.v1.Severity
 	(*Event)(nil),                 // 1: procession.v1.Event
@@ -2333,22 +2484,23 @@ var file_procession_v1_alert_proto_goTypes = []any{
 	(*Storm)(nil),                 // 18: procession.v1.Storm
 	nil,                           // 19: procession.v1.Process.SourcesEntry
 	nil,                           // 20: procession.v1.Pod.LabelsEntry
-	nil,                           // 21: procession.v1.Coverage.EventsEntry
-	nil,                           // 22: procession.v1.Coverage.LostEntry
-	nil,                           // 23: procession.v1.Coverage.MissedEntry
-	nil,                           // 24: procession.v1.Coverage.UnresolvedEntry
-	nil,                           // 25: procession.v1.Coverage.SuppressedEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	nil,                           // 21: procession.v1.Pod.AnnotationsEntry
+	nil,                           // 22: procession.v1.Coverage.EventsEntry
+	nil,                           // 23: procession.v1.Coverage.LostEntry
+	nil,                           // 24: procession.v1.Coverage.MissedEntry
+	nil,                           // 25: procession.v1.Coverage.UnresolvedEntry
+	nil,                           // 26: procession.v1.Coverage.SuppressedEntry
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_procession_v1_alert_proto_depIdxs = []int32{
-	26, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
+	27, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 1: procession.v1.Event.process:type_name -> procession.v1.Process
 	2,  // 2: procession.v1.Event.target:type_name -> procession.v1.Process
 	6,  // 3: procession.v1.Event.change:type_name -> procession.v1.Change
 	7,  // 4: procession.v1.Event.exit:type_name -> procession.v1.Exit
 	8,  // 5: procession.v1.Event.container:type_name -> procession.v1.Container
 	9,  // 6: procession.v1.Event.pod:type_name -> procession.v1.Pod
-	26, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
+	27, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: procession.v1.Process.ids:type_name -> procession.v1.IDs
 	4,  // 9: procession.v1.Process.ns:type_name -> procession.v1.Namespaces
 	5,  // 10: procession.v1.Process.exe_file:type_name -> procession.v1.ExeFile
@@ -2356,36 +2508,38 @@ var file_procession_v1_alert_proto_depIdxs = []int32{
 	2,  // 12: procession.v1.Process.ancestors:type_name -> procession.v1.Process
 	3,  // 13: procession.v1.Change.from:type_name -> procession.v1.IDs
 	3,  // 14: procession.v1.Change.to:type_name -> procession.v1.IDs
-	20, // 15: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
-	1,  // 16: procession.v1.Alert.event:type_name -> procession.v1.Event
-	0,  // 17: procession.v1.Alert.severity:type_name -> procession.v1.Severity
-	13, // 18: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
-	14, // 19: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
-	11, // 20: procession.v1.Alert.aggregated:type_name -> procession.v1.Aggregated
-	26, // 21: procession.v1.Aggregated.from:type_name -> google.protobuf.Timestamp
-	26, // 22: procession.v1.Aggregated.until:type_name -> google.protobuf.Timestamp
-	12, // 23: procession.v1.Aggregated.samples:type_name -> procession.v1.Sample
-	26, // 24: procession.v1.Sample.time:type_name -> google.protobuf.Timestamp
-	10, // 25: procession.v1.Item.alert:type_name -> procession.v1.Alert
-	16, // 26: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
-	17, // 27: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
-	26, // 28: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
-	8,  // 29: procession.v1.Amendment.container:type_name -> procession.v1.Container
-	9,  // 30: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
-	26, // 31: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
-	26, // 32: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
-	26, // 33: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
-	21, // 34: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
-	22, // 35: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
-	23, // 36: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
-	24, // 37: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
-	25, // 38: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
-	18, // 39: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	5,  // 15: procession.v1.Change.exe_file:type_name -> procession.v1.ExeFile
+	20, // 16: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
+	21, // 17: procession.v1.Pod.annotations:type_name -> procession.v1.Pod.AnnotationsEntry
+	1,  // 18: procession.v1.Alert.event:type_name -> procession.v1.Event
+	0,  // 19: procession.v1.Alert.severity:type_name -> procession.v1.Severity
+	13, // 20: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
+	14, // 21: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
+	11, // 22: procession.v1.Alert.aggregated:type_name -> procession.v1.Aggregated
+	27, // 23: procession.v1.Aggregated.from:type_name -> google.protobuf.Timestamp
+	27, // 24: procession.v1.Aggregated.until:type_name -> google.protobuf.Timestamp
+	12, // 25: procession.v1.Aggregated.samples:type_name -> procession.v1.Sample
+	27, // 26: procession.v1.Sample.time:type_name -> google.protobuf.Timestamp
+	10, // 27: procession.v1.Item.alert:type_name -> procession.v1.Alert
+	16, // 28: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
+	17, // 29: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
+	27, // 30: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
+	8,  // 31: procession.v1.Amendment.container:type_name -> procession.v1.Container
+	9,  // 32: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
+	27, // 33: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
+	27, // 34: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
+	27, // 35: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
+	22, // 36: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
+	23, // 37: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
+	24, // 38: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
+	25, // 39: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
+	26, // 40: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
+	18, // 41: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_alert_proto_init() }
@@ -2394,6 +2548,7 @@ func file_procession_v1_alert_proto_init() {
 		return
 	}
 	file_procession_v1_alert_proto_msgTypes[1].OneofWrappers = []any{}
+	file_procession_v1_alert_proto_msgTypes[5].OneofWrappers = []any{}
 	file_procession_v1_alert_proto_msgTypes[11].OneofWrappers = []any{}
 	file_procession_v1_alert_proto_msgTypes[14].OneofWrappers = []any{
 		(*Item_Alert)(nil),
@@ -2406,7 +2561,7 @@ func file_procession_v1_alert_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_procession_v1_alert_proto_rawDesc), len(file_procession_v1_alert_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

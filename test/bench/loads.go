@@ -147,7 +147,9 @@ func newPodCgroup() (*podCgroup, error) {
 	p := &podCgroup{ID: hex.EncodeToString(id[:])}
 	for _, r := range roots {
 		dir := r
-		for _, part := range []string{"kubepods", "burstable", "pod5f0c1b9e-2b1d-4c55-9d0e-4a7c3f1e8b20", p.ID} {
+		// Below a name of our own: a kubelet on this machine removes what it
+		// does not know below /kubepods.
+		for _, part := range []string{"procession-bench", "kubepods", "burstable", "pod5f0c1b9e-2b1d-4c55-9d0e-4a7c3f1e8b20", p.ID} {
 			above := dir
 			dir = filepath.Join(dir, part)
 			if err := os.Mkdir(dir, 0o755); err == nil {

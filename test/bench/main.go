@@ -7,6 +7,7 @@
 //	go run ./test/bench -quick              a few minutes
 //	go run ./test/bench -observers none,agent-events,forkstat -loads tiny -repeats 10
 //	go run ./test/bench -quick -observers none,agent-events -complete agent-events
+//	go run ./test/bench -proof              what is promised: 20,000 of 20,000, five times, and so on
 //
 // How it is made fair: the ground truth is the load generator's own count.
 // Every argument list is different, so an exec that was reported with
@@ -65,6 +66,7 @@ type options struct {
 	json, markdown     string
 	bpfStats           bool
 	complete           string
+	proof              bool
 }
 
 func parse(args []string, out, stderr io.Writer) (*options, error) {
@@ -87,6 +89,7 @@ func parse(args []string, out, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.runArgs, "agent-run-args", "", "more arguments of agent run")
 	fs.BoolVar(&o.bpfStats, "bpf-stats", true, "have the kernel count the run time of BPF programs (some 30 ns a run)")
 	fs.StringVar(&o.complete, "complete", "", "observers that must tell every exec rightly, by comma: else this fails")
+	fs.BoolVar(&o.proof, "proof", false, "instead of comparing, check what is promised of the agent, and print that table")
 	fs.StringVar(&o.json, "json", "", "write everything measured to this file (default: bench.json in the cache directory)")
 	fs.StringVar(&o.markdown, "markdown", "", "write the tables to this file too")
 	fs.Usage = func() {
@@ -106,6 +109,9 @@ func parse(args []string, out, stderr io.Writer) (*options, error) {
 		}
 		fmt.Fprintln(out, "loads: tiny, busybox, true, go, double, thread")
 		return nil, flag.ErrHelp
+	}
+	if o.proof {
+		o.observers, o.loads = "agent-events,agent-events-classic,agent-run", ""
 	}
 	if o.quick {
 		o.repeats, o.scale = min(o.repeats, 2), min(o.scale, 0.5)
@@ -204,6 +210,9 @@ func run(ctx context.Context, o *options, out, log io.Writer) error {
 	can, cannot, err := b.prepare(ctx, log, wanted)
 	if err != nil {
 		return err
+	}
+	if o.proof {
+		return b.prove(ctx, o, all, can, out, log)
 	}
 	rep := &Report{Date: time.Now().UTC().Format("2006-01-02"), Machine: machineLines(), Cannot: cannot}
 	for _, ob := range can {

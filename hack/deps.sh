@@ -8,6 +8,8 @@ for cp in gcc:gcc ip:iproute2 unshare:util-linux mount:mount protoc:protobuf-com
 	mkfs.ext4:e2fsprogs cpio:cpio busybox:busybox-static xz:xz-utils "$@"; do
 	command -v "${cp%%:*}" >/dev/null || need+=("${cp##*:}")
 done
+# Debian keeps the server's programs out of the way.
+if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then need+=(postgresql); fi
 # The race detector is a cgo program: it needs the C library's headers.
 if ! echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1; then need+=(libc6-dev); fi
 [ ${#need[@]} -eq 0 ] && exit 0

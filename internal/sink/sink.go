@@ -68,7 +68,7 @@ type Config struct {
 	// Owner is this process's name, where several share a store: the sink runs
 	// in the one that has its lease. "" is for a store nobody shares.
 	Owner    string
-	LeaseFor time.Duration // 0 is 30 s
+	LeaseFor time.Duration // 0 is 15 s
 
 	// FromNow starts a sink that has no cursor yet behind what the store has;
 	// otherwise it starts with the oldest record.
@@ -99,7 +99,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.MaxPause = 30 * time.Second
 	}
 	if c.LeaseFor == 0 {
-		c.LeaseFor = 30 * time.Second
+		c.LeaseFor = 15 * time.Second
 	}
 	if c.Poll == 0 {
 		c.Poll = 2 * time.Second

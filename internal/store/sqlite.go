@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -303,6 +304,9 @@ func fromNanos(n int64) time.Time {
 func dbError(doing string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Errorf("%s: %w", doing, pgError(pg))
 	}
 	if errors.Is(err, driver.ErrBadConn) {
 		return fmt.Errorf("%s: the database connection is gone: %w", doing, err)

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/procession-dev/procession/internal/policy/celenv"
 	"github.com/procession-dev/procession/internal/policy/match"
 )
 
@@ -14,7 +15,7 @@ import (
 // them together. Policies of the cluster have none.
 type Budget struct {
 	Rules  int           // rules; 0: 256
-	Atoms  int           // texts the rules look for; 0: 8192
+	Atoms  int           // texts and regular expressions the rules look for; 0: 8192
 	Opaque int           // terms only CEL itself decides; 0: 64
 	Time   time.Duration // of each second, spent on their rules; 0: 20 ms
 }
@@ -107,14 +108,39 @@ func (b Budget) over(c cost) string {
 	return ""
 }
 
-// costs asks a matcher what each rule of a group costs.
-func costs(m *match.Matcher, rules []*Rule) []cost {
-	out := make([]cost, len(rules))
-	for i := range rules {
-		info := m.Rule(i)
-		out[i] = cost{1, info.Atoms, len(info.Opaque)}
+// costOf counts what a rule's condition and exceptions ask for.
+func costOf(r *Rule) cost {
+	c := cost{rules: 1}
+	c.expr(r.condition)
+	for i := range r.exceptions {
+		c.expr(r.exceptions[i].applies)
 	}
-	return out
+	return c
+}
+
+func (c *cost) expr(x *celenv.Expr) {
+	n := x.Formula()
+	if n == nil {
+		c.opaque++ // all of it
+		return
+	}
+	c.node(n)
+}
+
+func (c *cost) node(n *celenv.Node) {
+	c.atoms += len(n.Texts)
+	switch n.Op {
+	case celenv.OpOpaque:
+		c.opaque++
+	case celenv.OpRegexp:
+		c.atoms++
+	}
+	if n.Gate != nil {
+		c.node(n.Gate)
+	}
+	for _, k := range n.Kids {
+		c.node(k)
+	}
 }
 
 // budgetLocked leaves out what namespaces exceed their budgets by: of each, by
@@ -138,8 +164,8 @@ func (e *Engine) budgetLocked(next *loaded) {
 		g.off = match.NewBits(len(g.rules))
 		for j, p := range g.policies {
 			sum := t.cost
-			for n := range p.Rules {
-				sum = sum.add(g.costs[g.starts[j]+n])
+			for _, r := range p.Rules {
+				sum = sum.add(r.cost)
 			}
 			reason := e.cfg.Budget.over(sum)
 			if reason == "" {

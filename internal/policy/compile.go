@@ -66,6 +66,7 @@ type Rule struct {
 	exceptions []exception
 	threshold  *repeats // nil: none
 	aggregate  *repeats // nil: none
+	cost       cost
 }
 
 type exception struct {
@@ -125,6 +126,9 @@ func (c *Compiler) Compile(o *Object) (*Policy, error) {
 	}
 	if len(b.errs) > 0 {
 		return nil, b.errs
+	}
+	for _, r := range p.Rules {
+		r.cost = costOf(r)
 	}
 	p.Warnings = b.warnings
 	return p, nil

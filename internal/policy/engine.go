@@ -68,7 +68,6 @@ type loaded struct {
 type readyGroup struct {
 	*group
 	matcher *match.Matcher
-	costs   []cost       // of each rule
 	off     match.Bits   // rules that are over budget
 	tenant  *tenantState // nil for the cluster's
 }
@@ -103,13 +102,12 @@ func (e *Engine) Swap(s *Set) error {
 	for _, g := range s.groups {
 		r := readyGroup{group: g}
 		if same := old.same(g); same != nil {
-			r.matcher, r.costs = same.matcher, same.costs
+			r.matcher = same.matcher
 		} else {
 			var err error
 			if r.matcher, err = match.New(e.env, matchRules(g)); err != nil {
 				return fmt.Errorf("put rules in force: %w", err)
 			}
-			r.costs = costs(r.matcher, g.rules)
 		}
 		next.groups = append(next.groups, r)
 	}

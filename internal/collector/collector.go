@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/procession-dev/procession/internal/debughttp"
 	"github.com/procession-dev/procession/internal/ingest"
@@ -41,6 +38,14 @@ type Config struct {
 	NDJSON  string // file, "" is none
 	Sinks   string // file of sinks in YAML, "" is none
 	Metrics string // host:port of /metrics, /healthz, /readyz; "" is none
+
+	Auth AuthConfig // how agents prove which node they are
+
+	// Ephemeral says that State goes with the pod, which is told in the log and
+	// in a metric.
+	Ephemeral bool
+
+	Version string // for the Kubernetes API server's log
 
 	Terminal io.Writer     // nil is none
 	Style    present.Style // of the terminal
@@ -83,6 +88,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.DrainWait == 0 {
 		c.DrainWait = 5 * time.Second
 	}
+	auth, err := c.Auth.withDefaults()
+	if err != nil {
+		return c, err
+	}
+	c.Auth = auth
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -108,8 +118,10 @@ type Collector struct {
 	http  net.Listener // metrics; may be nil
 	reg   *prometheus.Registry
 	sinks []*sink.Runner
-	file  *ndjson.File
-	ready chan struct{} // closed when agents can connect
+
+	watchCA func(context.Context) // nil: the authority is looked at when it is used
+	file    *ndjson.File
+	ready   chan struct{} // closed when agents can connect
 }
 
 // New opens everything a collector needs, or says what is missing and holds
@@ -131,31 +143,35 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	if cfg.ReadyFile != "" { // of a collector that was killed
 		os.Remove(cfg.ReadyFile)
 	}
-	ca, err := pki.Open(filepath.Join(cfg.State, "pki"))
+	api, err := c.cluster()
 	if err != nil {
-		return nil, stateError(cfg.State, err)
+		return nil, err
 	}
-	renew := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "procession_collector_certificate_renewal_failures_total",
-		Help: "Times the server's certificate could not be made anew; the log says why. It holds for 24 hours."})
-	c.reg.MustRegister(renew)
-	var tell sync.Once
-	tlsConfig, err := ca.ServerConfig(cfg.Names, tls.RequireAndVerifyClientCert, func(err error) {
-		renew.Inc()
-		tell.Do(func() { cfg.Log.Error("the server's certificate cannot be renewed", slog.Any("err", err)) })
-	})
+	ca, watchCA, err := c.authority(api)
 	if err != nil {
-		return nil, fmt.Errorf("make the server's certificate: %w", err)
+		return nil, err
+	}
+	c.watchCA = watchCA
+	creds, err := c.transport(ca)
+	if err != nil {
+		return nil, err
+	}
+	ephemeral := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "procession_collector_store_ephemeral",
+		Help: "1: stored alerts are lost with the collector's pod, because it was given no volume that outlives it."})
+	c.reg.MustRegister(ephemeral)
+	if cfg.Ephemeral {
+		ephemeral.Set(1)
 	}
 	c.queue = store.NewQueue(c.st, store.QueueConfig{Log: cfg.Log, Registerer: c.reg})
 	if err := c.openSinks(); err != nil {
 		return nil, err
 	}
-	c.srv, err = ingest.New(ingest.Config{
-		Queue: c.queue, Credentials: credentials.NewTLS(tlsConfig),
-		Identify:  ingest.PeerCertificate(pki.NodeName),
-		DrainWait: cfg.DrainWait, Log: cfg.Log, Registerer: c.reg})
-	if err != nil {
+	in := ingest.Config{Queue: c.queue, Credentials: creds, DrainWait: cfg.DrainWait, Log: cfg.Log, Registerer: c.reg}
+	if err := c.identify(&in, api); err != nil {
+		return nil, err
+	}
+	if c.srv, err = ingest.New(in); err != nil {
 		return nil, err
 	}
 	if c.agent, err = net.Listen("tcp", cfg.Listen); err != nil {
@@ -276,6 +292,9 @@ func (c *Collector) Run(ctx context.Context) error {
 	defer stopSinks()
 	var sinks, rest sync.WaitGroup
 	rest.Go(func() { fail(c.queue.Run(queueCtx)) })
+	if c.watchCA != nil {
+		rest.Go(func() { c.watchCA(queueCtx) })
+	}
 	for _, r := range c.sinks {
 		sinks.Go(func() { fail(r.Run(sinkCtx)) })
 	}
@@ -333,6 +352,9 @@ func (c *Collector) announce() error {
 		attrs = append(attrs, slog.String("metrics", c.http.Addr().String()))
 	}
 	c.cfg.Log.Info("collector ready", attrs...)
+	if c.cfg.Ephemeral {
+		c.cfg.Log.Warn("stored alerts are lost with this pod: its state directory is not on a volume that outlives it", slog.String("state", c.cfg.State))
+	}
 	close(c.ready)
 	return nil
 }

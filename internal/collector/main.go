@@ -42,7 +42,7 @@ Start here:
 
 An alert that was acknowledged to an agent is on disk in DIR (SQLite, synced),
 exactly once, and reaches every sink at least once with the same id. An agent's
-node name comes from its certificate and from nothing else.
+node name comes from its certificate or token and from nothing else.
 
 "collector COMMAND --help" lists the flags of a command.
 Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage.
@@ -64,6 +64,8 @@ const serveHelp = `collector serve: run the collector until SIGINT or SIGTERM (a
   --terminal[=COLOUR]  a line for each alert on stdout; colours auto, always or never
   --metrics ADDR       Prometheus metrics at /metrics, also /healthz and /readyz (off).
                        They are not protected: 127.0.0.1:9090, or a private network.
+
+  --ephemeral          say in the log and in a metric that DIR does not outlive this pod
 
   --ready-file FILE    made when agents can connect, removed at the end
   --log-format FORMAT  text or json, on stderr (text)
@@ -98,7 +100,7 @@ func Main(version string, args []string, stdout, stderr *os.File) int {
 	var err error
 	switch cmd {
 	case "serve":
-		err = serve(args, stdout, stderr)
+		err = serve(version, args, stdout, stderr)
 	case "issue":
 		err = issue(args, stdout)
 	case "version":
@@ -141,7 +143,7 @@ func parse(fs *flag.FlagSet, help string, args []string, stdout io.Writer) error
 	return nil
 }
 
-func serve(args []string, stdout, stderr *os.File) error {
+func serve(version string, args []string, stdout, stderr *os.File) error {
 	var cfg Config
 	var colour colourFlag
 	var names namesFlag
@@ -156,9 +158,12 @@ func serve(args []string, stdout, stderr *os.File) error {
 	fs.Var(&colour, "terminal", "")
 	fs.StringVar(&cfg.Metrics, "metrics", "", "")
 	fs.StringVar(&cfg.ReadyFile, "ready-file", "", "")
+	fs.BoolVar(&cfg.Ephemeral, "ephemeral", false, "")
+	cfg.Auth.register(fs)
+	cfg.Version = version
 	fs.StringVar(&format, "log-format", "text", "")
 	fs.StringVar(&level, "log-level", "info", "")
-	if err := parse(fs, serveHelp, args, stdout); err != nil {
+	if err := parse(fs, serveHelp+authHelp, args, stdout); err != nil {
 		return err
 	}
 	var err error

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,9 +37,13 @@ type Config struct {
 	Names   []string // further names or addresses agents use, for the certificate
 	Cluster string   // first part of every alert's id; "" is local
 
-	NDJSON  string // file, "" is none
-	Sinks   string // file of sinks in YAML, "" is none
-	Metrics string // host:port of /metrics, /healthz, /readyz; "" is none
+	NDJSON string // file, "" is none
+	Sinks  string // file of sinks in YAML, "" is none
+
+	// Database is a file with the connection string of a PostgreSQL database,
+	// which several collectors may share; "" is SQLite in State.
+	Database string
+	Metrics  string // host:port of /metrics, /healthz, /readyz; "" is none
 
 	Auth AuthConfig // how agents prove which node they are
 
@@ -111,7 +117,9 @@ func usagef(flag, format string, args ...any) error {
 // A Collector is built by New and runs once.
 type Collector struct {
 	cfg   Config
-	st    *store.SQLite
+	st    store.Store
+	owner string // of leases; "" when nobody shares the store
+	host  string // this machine, when somebody does
 	queue *store.Queue
 	srv   *ingest.Server
 	agent net.Listener // for agents
@@ -120,8 +128,8 @@ type Collector struct {
 	sinks []*sink.Runner
 
 	watchCA func(context.Context) // nil: the authority is looked at when it is used
-	file    *ndjson.File
-	ready   chan struct{} // closed when agents can connect
+	file  *ndjson.File
+	ready chan struct{} // closed when agents can connect
 }
 
 // New opens everything a collector needs, or says what is missing and holds
@@ -137,8 +145,8 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 			c.close()
 		}
 	}()
-	if c.st, err = store.OpenSQLite(ctx, cfg.State); err != nil {
-		return nil, stateError(cfg.State, err)
+	if err := c.openStore(ctx); err != nil {
+		return nil, err
 	}
 	if cfg.ReadyFile != "" { // of a collector that was killed
 		os.Remove(cfg.ReadyFile)
@@ -185,10 +193,53 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	return c, nil
 }
 
+func (c *Collector) openStore(ctx context.Context) error {
+	if c.cfg.Database == "" {
+		st, err := store.OpenSQLite(ctx, c.cfg.State)
+		if err != nil {
+			return stateError(c.cfg.State, err)
+		}
+		c.st = st
+		return nil
+	}
+	dsn, err := readSmall(c.cfg.Database)
+	if err != nil {
+		return fmt.Errorf("--database: %w", err)
+	}
+	st, err := store.OpenPostgres(ctx, dsn)
+	if err != nil {
+		return fmt.Errorf("--database: %w", err)
+	}
+	c.st = st
+	host, err := os.Hostname()
+	if err != nil {
+		host = "collector"
+	}
+	c.host, c.owner = host, host+"-"+rand.Text()
+	return nil
+}
+
+// readSmall reads a file that has a line of text, as of a mounted secret.
+func readSmall(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return "", err
+	}
+	if text := strings.TrimSpace(string(b)); text != "" {
+		return text, nil
+	}
+	return "", fmt.Errorf("%s is empty", path)
+}
+
 func (c *Collector) openSinks() (err error) {
 	m := sink.NewMetrics(c.reg)
-	add := func(name string, s sink.Sink, fromNow bool, filter sink.Filter) error {
-		r, err := sink.New(sink.Config{Name: name, Sink: s, Filter: filter, Store: c.st, Queue: c.queue, FromNow: fromNow, Log: c.cfg.Log}, m)
+	add := func(name, owner string, s sink.Sink, fromNow bool, filter sink.Filter) error {
+		r, err := sink.New(sink.Config{Name: name, Sink: s, Filter: filter, Store: c.st, Queue: c.queue, Owner: owner, FromNow: fromNow, Log: c.cfg.Log}, m)
 		if err != nil {
 			return err
 		}
@@ -199,12 +250,12 @@ func (c *Collector) openSinks() (err error) {
 		if c.file, err = ndjson.Open(c.cfg.NDJSON, c.cfg.Cluster); err != nil {
 			return fmt.Errorf("--ndjson: %w", err)
 		}
-		if err := add("ndjson", c.file, false, sink.Filter{}); err != nil {
+		if err := add(c.local("ndjson"), "", c.file, false, sink.Filter{}); err != nil {
 			return err
 		}
 	}
 	if c.cfg.Terminal != nil {
-		if err := add("terminal", terminal.New(c.cfg.Terminal, c.cfg.Style, c.cfg.Cluster), true, sink.Filter{}); err != nil {
+		if err := add(c.local("terminal"), "", terminal.New(c.cfg.Terminal, c.cfg.Style, c.cfg.Cluster), true, sink.Filter{}); err != nil {
 			return err
 		}
 	}
@@ -221,11 +272,20 @@ func (c *Collector) openSinks() (err error) {
 		if err != nil {
 			return usagef("--sinks", "%s: sinks[%d].%v", c.cfg.Sinks, i, err)
 		}
-		if err := add(s.Name, out, s.From == "now", s.filter); err != nil {
+		if err := add(s.Name, c.owner, out, s.From == "now", s.filter); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// local is the name of a sink that writes to this machine's own files or
+// terminal: it runs here whatever others do, with a place of its own.
+func (c *Collector) local(sink string) string {
+	if c.owner == "" {
+		return sink
+	}
+	return sink + "/" + c.host
 }
 
 // stateError says what to do about a state directory that cannot be used.

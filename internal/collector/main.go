@@ -52,6 +52,8 @@ const serveHelp = `collector serve: run the collector until SIGINT or SIGTERM (a
 
   --state DIR          database and certificate authority; made if missing. A local
                        disk or a block volume, not NFS or the like. Required.
+  --database FILE      keep alerts in PostgreSQL, which several collectors may share; FILE
+                       has the connection string (SQLite in --state)
   --listen ADDR        where agents connect (127.0.0.1:7443). 0.0.0.0:7443 for all.
   --name NAME          further host name or address agents use, for the server's
                        certificate; may be repeated. Known: localhost, 127.0.0.1,
@@ -153,6 +155,7 @@ func serve(version string, args []string, stdout, stderr *os.File) error {
 	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:7443", "")
 	fs.Var(&names, "name", "")
 	fs.StringVar(&cfg.Cluster, "cluster", "local", "")
+	fs.StringVar(&cfg.Database, "database", "", "")
 	fs.StringVar(&cfg.NDJSON, "ndjson", "", "")
 	fs.StringVar(&cfg.Sinks, "sinks", "", "")
 	fs.Var(&colour, "terminal", "")

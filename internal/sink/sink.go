@@ -127,6 +127,7 @@ type Runner struct {
 	replay  int64         // store.SinkState.Replay, as of the start
 	until   time.Time     // end of the lease
 	moved   *store.Ticket // the last cursor on its way to the store
+	saved   int64         // the cursor in it
 	fails   int           // failures in a row
 	recs    []store.Record
 	kept    []store.Record // those of recs that pass the filter
@@ -216,6 +217,9 @@ func (r *Runner) step(ctx context.Context) (idle <-chan struct{}, err error) {
 	}
 	if len(r.recs) == 0 {
 		r.works()
+		if err := r.settle(ctx); err != nil {
+			return nil, err
+		}
 		return changed, r.look(ctx)
 	}
 	r.tell(func(s *Status) { s.Behind = r.recs[0].Committed })
@@ -273,7 +277,7 @@ func (r *Runner) start(ctx context.Context) error {
 			return err
 		}
 	}
-	r.replay, r.started = at.Replay, true
+	r.replay, r.started, r.saved = at.Replay, true, from
 	r.move(from)
 	return nil
 }
@@ -292,7 +296,8 @@ func (r *Runner) look(ctx context.Context) error {
 
 func (r *Runner) sentTo(at store.SinkState) {
 	r.cfg.Log.Info("sink was sent elsewhere", slog.Int64("from", r.cursor.Load()), slog.Int64("to", at.Cursor))
-	r.replay = at.Replay
+	r.moved = nil // of the old place: what becomes of it says nothing
+	r.replay, r.saved = at.Replay, at.Cursor
 	r.move(at.Cursor)
 }
 
@@ -461,12 +466,31 @@ func (r *Runner) save(ctx context.Context) error {
 			return nil
 		}
 	}
-	t, err := r.cfg.Queue.Submit(ctx, r.movedTo())
+	m := r.movedTo()
+	t, err := r.cfg.Queue.Submit(ctx, m)
 	if err != nil {
 		return err
 	}
-	r.moved = t
+	r.moved, r.saved = t, m.Cursor
 	return nil
+}
+
+// settle stores the cursor when nothing more is coming, so that a crash while
+// it is quiet repeats nothing.
+func (r *Runner) settle(ctx context.Context) error {
+	if r.saved == r.cursor.Load() {
+		return nil
+	}
+	if r.moved != nil {
+		select {
+		case <-r.moved.Done():
+		case <-r.moved.Stopped():
+			return store.ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return r.save(ctx)
 }
 
 // Flush stores the cursor and gives the lease back, after Run has ended.

@@ -191,14 +191,16 @@ func (x *Expr) Values(a *Activation, limit int) []Value {
 }
 
 // NodeValues tells what the variables are that a node of a formula reads
-// itself, as Values does.
-func (e *Env) NodeValues(a *Activation, n *Node, limit int) []Value {
-	if n.Op == OpOpaque {
-		return n.Opaque.Values(a, limit)
-	}
+// itself, as Values does. It keeps them in made, by number, for the next node.
+func (e *Env) NodeValues(a *Activation, n *Node, limit int, made map[int]Value) []Value {
 	var out []Value
 	for _, slot := range e.nodeSlots(nil, n) {
-		out = append(out, a.render(slot, limit))
+		v, ok := made[slot]
+		if !ok {
+			v = a.render(slot, limit)
+			made[slot] = v
+		}
+		out = append(out, v)
 	}
 	return out
 }

@@ -2,9 +2,7 @@ package match_test
 
 import (
 	"fmt"
-	"runtime"
 	"testing"
-	"time"
 
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy/celenv"
@@ -69,27 +67,4 @@ func BenchmarkNew(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// Three thousand rules take what the documentation says.
-func TestMemory(t *testing.T) {
-	heap := func() uint64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := heap()
-	start := time.Now()
-	m, env, rules := matcher(t, 3000)
-	took := time.Since(start)
-	after := heap()
-	t.Logf("3,000 rules: %.1f MiB, made in %v", float64(after-before)/(1<<20), took)
-	if got := (after - before) >> 20; got >= 40 {
-		t.Errorf("3,000 rules take %d MiB; less than 40 are promised", got)
-	}
-	runtime.KeepAlive(m)
-	runtime.KeepAlive(env)
-	runtime.KeepAlive(rules)
 }

@@ -52,9 +52,9 @@ type atom struct {
 // A leaf is a part of a formula that is evaluated on its own.
 type leaf struct {
 	node *celenv.Node
-	body int32    // OpSome: pc of what is asked of each element
-	find *finder  // OpText of an element
-	list []string // OpText of an element: few texts, tried one by one
+	body int32               // OpSome: pc of what is asked of each element
+	ask  func() celenv.Truth // OpSome: evaluates body
+	find *finder             // OpText of an element; nil: its texts are tried one by one
 }
 
 // leafKey is what makes two leaves one.
@@ -321,7 +321,8 @@ func (c *compiler) leaf(n *celenv.Node) *expr {
 		e.op = opElement
 		c.elementTest(&l)
 	case n.Op == celenv.OpSome:
-		l.body = c.emit(simplify(c.expr(n.Kids[0])))
+		m, body := c.m, c.emit(simplify(c.expr(n.Kids[0])))
+		l.body, l.ask = body, func() celenv.Truth { return m.eval(body) }
 	}
 	c.m.leaves[e.id] = l
 	if shared {
@@ -339,7 +340,6 @@ func (c *compiler) elementTest(l *leaf) {
 		return
 	}
 	if n.Fold == celenv.FoldNone && len(n.Texts) <= fewTexts {
-		l.list = n.Texts
 		return
 	}
 	var uses []use

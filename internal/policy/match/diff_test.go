@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	pairs = flag.Int("pairs", 40_000, "pairs of a rule and an event to hold the matcher against CEL")
+	pairs = flag.Int("pairs", 20_000, "pairs of a rule and an event to hold the matcher against CEL")
 	seed  = flag.Uint64("seed", 1, "seed of what is random")
 )
 
@@ -86,6 +86,9 @@ func compare(t testing.TB, m *match.Matcher, rules []match.Rule, a *celenv.Activ
 		counts[want]++
 		if v := got[i]; v.Truth != want || (v.Truth == celenv.Failed) != (v.Err != nil) {
 			t.Errorf("%s\n is %v (%v), CEL says %v, for %s", r.Condition.Source(), v.Truth, v.Err, want, describe(ev))
+		}
+		if v := match.Decide(a, r.Condition); v.Truth != want || (v.Truth == celenv.Failed) != (v.Err != nil) {
+			t.Errorf("%s\n on its own is %v (%v), CEL says %v, for %s", r.Condition.Source(), v.Truth, v.Err, want, describe(ev))
 		}
 		if len(r.Exceptions) > 0 {
 			if v := m.Exception(i, 0); v.Truth != want {

@@ -47,21 +47,45 @@ func (m *Matcher) ExplainException(a *celenv.Activation, rule, i, limit int) []T
 // Explain tells how an expression of type bool came to its value for the
 // event a stands at. See Matcher.Explain.
 func Explain(a *celenv.Activation, x *celenv.Expr, limit int) []Term {
+	return Terms(a, x, limit, nil)
+}
+
+// Terms is Explain for the terms that keep keeps, which sees their Truth and
+// Negated alone: writing out the others is most of the work.
+func Terms(a *celenv.Activation, x *celenv.Expr, limit int, keep func(*Term) bool) []Term {
 	n := x.Formula()
 	if n == nil {
 		return nil
 	}
-	e := explainer{x: x, a: a, limit: limit}
+	e := explainer{reader: reader{act: a}, limit: limit, keep: keep}
 	e.walk(n, false, "")
 	return e.terms
 }
 
+// Decide is the value of an expression of type bool on its own, for the event
+// a stands at: what a Matcher and Expr.Truth say of it, without either.
+func Decide(a *celenv.Activation, x *celenv.Expr) (v Verdict) {
+	n := x.Formula()
+	if n == nil {
+		v.Truth, v.Err = x.Truth(a)
+		return v
+	}
+	e := explainer{reader: reader{act: a}}
+	if v.Truth = e.truth(n); v.Truth == celenv.Failed {
+		v.Err = e.err
+	}
+	return v
+}
+
+// An explainer evaluates the nodes of a formula as they stand.
 type explainer struct {
-	x     *celenv.Expr
-	a     *celenv.Activation
-	limit int
-	terms []Term
-	seen  []string // variables that were taken apart
+	reader
+	limit  int
+	keep   func(*Term) bool
+	terms  []Term
+	seen   []string // variables that were taken apart
+	values map[int]celenv.Value
+	err    error // the first failure
 }
 
 func (e *explainer) walk(n *celenv.Node, negated bool, in string) {
@@ -81,35 +105,95 @@ func (e *explainer) walk(n *celenv.Node, negated bool, in string) {
 			e.walk(n.Kids[0], negated, n.Name)
 		}
 	default:
-		e.terms = append(e.terms, e.term(n, negated, in))
+		e.term(n, negated, in)
 	}
 }
 
-func (e *explainer) term(n *celenv.Node, negated bool, in string) Term {
-	env := e.a.Env()
-	t := Term{Text: celenv.Cut(env.Term(n), e.limit), In: in, Line: n.Line, Col: n.Col, Negated: negated}
-	t.Values = env.NodeValues(e.a, n, e.limit)
-	t.Truth, t.Err = evaluate(env, e.a, n)
+func (e *explainer) term(n *celenv.Node, negated bool, in string) {
+	t := Term{In: in, Line: n.Line, Col: n.Col, Negated: negated}
+	e.err = nil
+	if t.Truth = e.truth(n); t.Truth == celenv.Failed {
+		t.Err = e.err
+	}
+	if e.keep != nil && !e.keep(&t) {
+		return
+	}
+	env := e.act.Env()
+	t.Text = celenv.Cut(env.Term(n), e.limit)
+	if e.values == nil {
+		e.values = map[int]celenv.Value{}
+	}
+	t.Values = env.NodeValues(e.act, n, e.limit, e.values)
 	if n.Op == celenv.OpText && t.Truth == celenv.True {
-		for _, s := range n.Texts {
-			one := *n
-			one.Texts = []string{s}
-			if v, _ := evaluate(env, e.a, &one); v == celenv.True {
-				if t.Found = append(t.Found, celenv.Cut(s, e.limit)); len(t.Found) == maxFound {
-					break
-				}
+		for i := range n.Texts {
+			if len(t.Found) < maxFound && e.text1(n, n.Texts[i:i+1]) == celenv.True {
+				t.Found = append(t.Found, celenv.Cut(n.Texts[i], e.limit))
 			}
 		}
 	}
-	return t
+	e.terms = append(e.terms, t)
 }
 
-// evaluate decides a node on its own, by a matcher made for it.
-func evaluate(env *celenv.Env, a *celenv.Activation, n *celenv.Node) (celenv.Truth, error) {
-	m, c := newMatcher(env, nil)
-	pc := c.emit(simplify(c.expr(n)))
-	c.finish(nil)
-	m.turn(a)
-	v := m.guarded(pc)
-	return v.Truth, v.Err
+// truth is the value of a node.
+func (e *explainer) truth(n *celenv.Node) celenv.Truth {
+	switch n.Op {
+	case celenv.OpConst:
+		return truth(n.Value)
+	case celenv.OpAnd, celenv.OpOr:
+		v, join := truth(n.Op == celenv.OpAnd), celenv.Truth.Or
+		decides := celenv.True
+		if n.Op == celenv.OpAnd {
+			join, decides = celenv.Truth.And, celenv.False
+		}
+		for _, k := range n.Kids {
+			if v = join(v, e.truth(k)); v == decides {
+				break
+			}
+		}
+		return v
+	case celenv.OpNot:
+		return e.truth(n.Kids[0]).Not()
+	case celenv.OpIf:
+		switch c := e.truth(n.Kids[0]); c {
+		case celenv.True:
+			return e.truth(n.Kids[1])
+		case celenv.False:
+			return e.truth(n.Kids[2])
+		default:
+			return c
+		}
+	case celenv.OpVariable:
+		return e.truth(n.Kids[0])
+	case celenv.OpText:
+		return e.text1(n, n.Texts)
+	case celenv.OpSome:
+		return e.each(n.Field, func() celenv.Truth { return e.truth(n.Kids[0]) })
+	case celenv.OpOpaque:
+		v, err := n.Opaque.Truth(e.act)
+		if e.err == nil {
+			e.err = err
+		}
+		return v
+	}
+	return e.plain(n)
+}
+
+// text1 tests the texts of a field, or of the element at hand, one by one.
+func (e *explainer) text1(n *celenv.Node, texts []string) celenv.Truth {
+	from, to := 0, 1
+	if n.Elem {
+		from, to = e.element, e.element+1
+	} else {
+		count, known := e.act.Texts(n.Field)
+		if !known {
+			return celenv.Undecided
+		}
+		to = count
+	}
+	any := celenv.False
+	for i := from; i < to && any != celenv.True; i++ {
+		text, known := e.text(n.Field, i, n.Fold)
+		any = any.Or(decided(known && passes(n.Test, text, texts), known))
+	}
+	return any
 }

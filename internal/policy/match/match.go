@@ -76,7 +76,7 @@ type field struct {
 
 // state is what is known about the event at hand.
 type state struct {
-	act   *celenv.Activation
+	reader
 	epoch uint32
 	hit   Bits    // atoms that are true
 	found []int32 // the same, as a list
@@ -86,8 +86,6 @@ type state struct {
 	leafMemo, refMemo []memo
 	errs              map[int32]error // of leaves that failed, and of shared formulas at ^ref
 	err               error           // the first failure of the expression at hand
-	element           int             // of the loop at hand
-	folded            []byte
 }
 
 // memo is a value that was found for the event of that epoch.

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -63,8 +64,80 @@ var written = []string{
 	`parent.exe.lowerAscii().endsWith('/dbus-daemon') && process.exe.lowerAscii().endsWith('/gnome-calc') && parent.cmdline.contains('--session')`,
 }
 
+// imported are conditions the way they come out of the import of published
+// rules: programs, words of the command line, and what is left out, each of
+// them as long as it is there, and nothing in common with other rules.
+var imported = []struct{ tools, words, all, not string }{
+	{"wget curl", "-O --output-document --post-file --upload-file -T", "", "/usr/share/"},
+	{"tar zip gzip bzip2 xz 7z rar", "/etc/ /root/ /home/ .ssh .aws .kube", "", ""},
+	{"id whoami groups hostname finger lsb_release users printenv", "", "", "/usr/lib/update-notifier /usr/bin/lesspipe"},
+	{"cat less more head tail strings od xxd", "/etc/passwd /etc/shadow /etc/sudoers /etc/group .bash_history .pgpass .netrc", "", "/usr/sbin/unix_chkpwd"},
+	{"iptables ip6tables nft ufw firewall-cmd", "-F --flush -X disable --delete-chain reset", "", "kube-proxy calico cilium"},
+	{"nohup setsid disown screen tmux", "/tmp/ /var/tmp/ /dev/shm/ /.cache/", "&", ""},
+	{"systemctl service chkconfig update-rc.d", "stop disable mask kill", "", "snapd logrotate"},
+	{"", "eval( exec( base64_decode( gzinflate( str_rot13( assert( passthru( shell_exec( proc_open( pcntl_exec(", "php", ""},
+	{"python python2 python3 perl ruby lua node", "socket.socket pty.spawn os.dup2 subprocess.call io.popen tcpsocket child_process net.connect", "-c", ""},
+	{"insmod modprobe rmmod depmod kmod", "/tmp/ /dev/shm/ /home/ /root/", "", ""},
+	{"docker ctr crictl nerdctl podman runc", "--privileged --pid=host --net=host --cap-add=all -v=/:/ --device=/dev/", "", ""},
+	{"scp sftp rsync ftp tftp", "@ 10. 192.168. 172.16.", "", "/usr/bin/unattended-upgrade"},
+	{"touch chattr setfattr setfacl chcon", "-r --reference +i -t -d", "", "/usr/bin/make"},
+	{"useradd adduser usermod groupadd gpasswd passwd chpasswd", "sudo wheel root docker adm -o", "", "/usr/bin/dpkg"},
+	{"", "xmrig minerd cpuminer ccminer ethminer phoenixminer nbminer t-rex lolminer gminer teamredminer nanominer srbminer", "", ""},
+	{"", "pool.minexmr.com xmr.pool.minergate.com moneroocean.stream supportxmr.com nanopool.org 2miners.com ethermine.org f2pool.com antpool.com " +
+		"nicehash.com hashvault.pro unmineable.com minergate.com crypto-pool.fr dwarfpool.com flypool.org herominers.com viabtc.com", "", ""},
+	{"nmap masscan zmap rustscan hping3 fping arp-scan nbtscan netdiscover", "", "", ""},
+	{"", "linpeas linenum lse.sh linux-exploit-suggester pspy unix-privesc-check beroot traitor sudo_killer dirtycow dirtypipe pwnkit overlayfs cve-2021- " +
+		"cve-2022- cve-2023- cve-2024- exploit-db metasploit meterpreter cobaltstrike sliver mythic havoc brc4 covenant empire", "", ""},
+	{"apt apt-get yum dnf apk zypper pacman pip pip3 npm gem cpan", "nmap netcat socat tor proxychains hydra john hashcat sqlmap metasploit impacket responder wireshark tcpdump gcc make", "install", "cloud-init"},
+	{"history unset export", "histfile histsize histcontrol -c -w /dev/null", "", ""},
+	{"rm shred wipe truncate unlink", "/var/log /var/spool .bash_history .zsh_history wtmp btmp lastlog utmp journal", "", "logrotate"},
+	{"crontab at atd systemd-run", "/tmp/ /dev/shm/ curl wget base64 @reboot", "", ""},
+	{"vim vi nano ed sed awk tee", "/etc/sudoers /etc/ld.so.preload /etc/profile .bashrc .profile authorized_keys /etc/pam.d /etc/cron", "", "ansible puppet chef-client salt-minion"},
+	{"gdb strace ltrace perf bpftrace", "-p --pid attach ptrace", "", ""},
+	{"dig host nslookup drill", "txt any axfr .onion .xyz .top", "", ""},
+}
+
+// single are the ones of written of which a set holds no copies: with other
+// words they would be the same.
+var single = []string{"process.euid == 0", "process.exeMemfd", "process.exeUpperLayer"}
+
+func importedConditions() []string {
+	var out []string
+	for _, r := range imported {
+		var all []string
+		if r.tools != "" {
+			var tools []string
+			for _, t := range strings.Fields(r.tools) {
+				tools = append(tools, term("process.exe", "endswith", "/"+t))
+			}
+			all = append(all, join(tools, "||"))
+		}
+		for _, part := range []struct{ words, op, not string }{{r.words, "||", ""}, {r.all, "&&", ""}, {r.not, "||", "!"}} {
+			var words []string
+			for _, w := range strings.Fields(part.words) {
+				if part.not != "" {
+					words = append(words, term("parent.cmdline", "contains", w))
+					continue
+				}
+				words = append(words, term("process.cmdline", "contains", w))
+			}
+			if len(words) > 0 {
+				all = append(all, part.not+"("+join(words, part.op)+")")
+			}
+		}
+		out = append(out, strings.Join(all, " && "))
+	}
+	return out
+}
+
 // Written are the conditions themselves.
-func Written() []string { return append([]string(nil), written...) }
+func Written() []string {
+	out := importedConditions()
+	for i, w := range written {
+		out = append(out[:2*i%len(out)], append([]string{w}, out[2*i%len(out):]...)...) // mixed
+	}
+	return out
+}
 
 var literal = regexp.MustCompile(`'(?:[^'\\]|\\.)*'`)
 
@@ -73,12 +146,12 @@ var literal = regexp.MustCompile(`'(?:[^'\\]|\\.)*'`)
 func Grow(base []string, n int, seed uint64) []string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	out := make([]string, 0, n)
-	for i := range n {
+	out = append(out, base[:min(n, len(base))]...)
+	for i := 0; len(out) < n; i++ {
 		src := base[i%len(base)]
-		if i >= len(base) {
-			src = grown(r, src)
+		if !slices.ContainsFunc(single, func(s string) bool { return strings.Contains(src, s) }) {
+			out = append(out, grown(r, src))
 		}
-		out = append(out, src)
 	}
 	return out
 }

@@ -40,7 +40,7 @@ func (b *Builder) Alert(ev *event.Event, m *policy.Match) *pb.Alert {
 	}
 	for _, e := range m.Evidence {
 		out.Evidence = append(out.Evidence, &pb.Evidence{Field: e.Name, Value: e.Text, Missing: e.Missing,
-			Term: e.Term, Truth: e.Truth, Exception: e.Exception})
+			Term: e.Term, Truth: e.Truth, Exception: e.Exception, Found: e.Found})
 	}
 	return out
 }

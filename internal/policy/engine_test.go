@@ -188,16 +188,20 @@ func TestMatch(t *testing.T) {
 		m.Rule.Generation != 3 || len(m.Rule.Digest) != 64 || len(m.Rule.Mitre()) != 1 || len(m.Rule.Tags()) != 1 {
 		t.Errorf("rule: %+v", m.Rule)
 	}
+	seven := Evidence{Name: "process.uid", Text: "7", Term: "process.uid == 7", Truth: "true"}
 	for _, tt := range []struct {
 		rule string
 		ev   *event.Event
 		want Match
 	}{
-		{"plain", execOf(7), Match{Message: "User seven", Evidence: []Evidence{{Name: "process.uid", Text: "7"}}}},
-		{"loud", execOf(7, event.FieldIDs), Match{Message: "loud", Undecided: true, Evidence: []Evidence{{Name: "process.uid", Missing: true}}}},
+		{"plain", execOf(7), Match{Message: "User seven", Evidence: []Evidence{seven}}},
+		{"loud", execOf(7, event.FieldIDs), Match{Message: "loud", Undecided: true, Evidence: []Evidence{{Name: "process.uid", Missing: true, Term: "process.uid == 7", Truth: "undecided"}}}},
 		{"excepted", execOf(7, event.FieldExe), Match{Message: "uid 7 runs ?", Undecided: true,
-			Evidence: []Evidence{{Name: "process.uid", Text: "7"}, {Name: "process.exe", Missing: true, Exception: "shell"}}}},
-		{"speechless", execOf(7), Match{Message: "Fallback", Evidence: []Evidence{{Name: "process.uid", Text: "7"}}}},
+			Evidence: []Evidence{seven,
+				{Exception: "shell", Term: "process.exe == '/bin/sh'", Truth: "undecided"},
+				{Name: "process.exe", Missing: true, Exception: "shell", Term: "process.exe == '/bin/sh'", Truth: "undecided"},
+				{Exception: "not-yet", Term: "process.name == 'x'", Truth: "false"}}}},
+		{"speechless", execOf(7), Match{Message: "Fallback", Evidence: []Evidence{seven}}},
 	} {
 		got := byRule(tt.ev)[tt.rule]
 		if got == nil {

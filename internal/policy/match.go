@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy/celenv"
+	"github.com/procession-dev/procession/internal/policy/match"
 )
 
 // Bounds of a Match.
@@ -42,9 +44,9 @@ type Match struct {
 	// out of an expression, nothing in it that moves a cursor or hides text.
 	Message string
 
-	// Evidence lists the variables the condition read, in its order, with the
-	// values they had: valid UTF-8, but else what the process chose. Where
-	// exceptions could not be decided it lists their missing variables, too.
+	// Evidence lists the terms of the condition that spoke for the match, in
+	// its order, with the values they compared; the exceptions that were
+	// considered; and what was not known.
 	Evidence []Evidence
 
 	// Undecided: the rule could not be decided and says to alert then, or it
@@ -56,14 +58,17 @@ type Match struct {
 }
 
 // Evidence is a variable of a rule, the value it had and what it meant.
+// Without a Name it is an exception that was considered: its condition is the
+// Term, and Truth says why it did not silence.
 type Evidence struct {
 	Name    string
 	Text    string // valid UTF-8, but else what the process chose
 	Missing bool
 
-	Term      string // the part of the expression that looked at it, as CEL writes it
-	Truth     string // of that part: true, false, undecided, failed
-	Exception string // whose the part is; empty: the condition's
+	Term      string   // the part of the expression that looked at it, as CEL writes it
+	Truth     string   // of that part: true, false, undecided, failed
+	Exception string   // whose the part is; empty: the condition's
+	Found     []string // of the texts the part looks for, the ones that were there
 }
 
 // message renders the rule's message for the event at hand. A panic in there
@@ -93,41 +98,63 @@ func (e *Engine) match(r *Rule, m meter, v verdict, ev *event.Event) *Match {
 	return &Match{
 		Rule: r, Event: ev, Undecided: v.truth != celenv.True || v.unsure, Late: v.late,
 		Message:  e.message(r, m),
-		Evidence: e.evidence(r, v.unsure),
+		Evidence: e.evidence(r, ev.Time),
 	}
 }
 
-// evidence collects what the condition saw. A match without it is better than
-// none.
-func (e *Engine) evidence(r *Rule, unsure bool) (list []Evidence) {
+// evidence collects what spoke for the match: the terms that were true, the
+// exceptions that were considered, and all that was not known. A match without
+// it is better than none.
+func (e *Engine) evidence(r *Rule, now time.Time) (list []Evidence) {
 	defer func() {
 		if p := recover(); p != nil {
 			list = []Evidence{{Name: "evidence", Text: "not available: " + cut(fmt.Sprint(p), 256)}}
 		}
 	}()
-	for _, x := range r.condition.Values(e.act, MaxEvidence) {
-		list = append(list, Evidence{Name: x.Name, Text: x.Text, Missing: x.Missing})
-	}
-	if !unsure {
-		return list
-	}
+	list = e.terms(nil, r.condition, "", func(t *match.Term) bool { return t.Decisive() })
 	for i := range r.exceptions {
-		for _, x := range r.exceptions[i].applies.Values(e.act, MaxEvidence) {
-			if x.Missing && !has(list, x.Name) {
-				list = append(list, Evidence{Name: x.Name, Missing: true, Exception: r.exceptions[i].name})
-			}
+		x := &r.exceptions[i]
+		if len(list) >= maxEvidence || !x.until.IsZero() && !now.Before(x.until) {
+			continue
+		}
+		t := match.Decide(e.act, x.applies).Truth
+		list = append(list, Evidence{Exception: x.name, Term: cut(printable(x.applies.Source(), maxTerm), maxTerm), Truth: t.String()})
+		if t != celenv.False {
+			list = e.terms(list, x.applies, x.name, func(*match.Term) bool { return false })
 		}
 	}
 	return list
 }
 
-func has(list []Evidence, name string) bool {
-	for _, x := range list {
-		if x.Name == name {
-			return true
+// Bounds of the evidence of a match.
+const (
+	maxEvidence = 64  // elements
+	maxTerm     = 512 // bytes of a term, and of a text that was found
+)
+
+// terms appends the terms of an expression that counted, and those that could
+// not be decided.
+func (e *Engine) terms(list []Evidence, x *celenv.Expr, exception string, counts func(*match.Term) bool) []Evidence {
+	terms := match.Terms(e.act, x, MaxEvidence, func(t *match.Term) bool {
+		return t.Truth == celenv.Undecided || t.Truth == celenv.Failed || counts(t)
+	})
+	if x.Formula() == nil { // CEL alone can say, and does not say how
+		terms = []match.Term{{Text: x.Source(), Truth: celenv.True, Values: x.Values(e.act, MaxEvidence)}}
+	}
+	for i := range terms {
+		t := &terms[i]
+		for _, v := range t.Values {
+			if len(list) == maxEvidence {
+				return list
+			}
+			y := Evidence{Name: v.Name, Text: v.Text, Missing: v.Missing, Term: cut(t.Text, maxTerm), Truth: t.Truth.String(), Exception: exception}
+			for _, f := range t.Found {
+				y.Found = append(y.Found, cut(f, maxTerm))
+			}
+			list = append(list, y)
 		}
 	}
-	return false
+	return list
 }
 
 // printable escapes what a terminal would obey or not show, the way Go

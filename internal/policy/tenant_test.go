@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -178,7 +179,8 @@ func TestTenantsTouchNobodyElse(t *testing.T) {
 	}
 	hostile[1] = strings.Replace(hostile[1], "{name: p,", "{name: q,", 1)
 	run := func(texts ...string) string {
-		s := newScene(t, Config{}, texts...)
+		// Not the processor's clock: a slow machine would use a budget up.
+		s := newScene(t, Config{clock: func() time.Duration { return 0 }}, texts...)
 		var out []string
 		shop, theirs := inPod("shop", "web", nil), inPod("bank", "db", nil)
 		for i := range int32(3000) {
@@ -190,13 +192,9 @@ func TestTenantsTouchNobodyElse(t *testing.T) {
 			}
 		}
 		s.e.Flush(s.emit)
-		for _, m := range s.all {
-			if m.Rule.Namespace != "shop" {
-				line := m.Rule.ID + fmt.Sprintf(" %v %d", m.Event.Time, m.Event.Process.PID)
-				if a := m.Aggregated; a != nil {
-					line += fmt.Sprintf(" %s %d %v %v", a.Why, a.Count, a.From, a.Until)
-				}
-				out = append(out, line)
+		for i, m := range s.all {
+			if m.Rule.Namespace != "shop" { // but for the number of the first, which counts all alerts
+				out = append(out, m.Rule.ID+" "+regexp.MustCompile(` first \d+`).ReplaceAllString(s.lines[i], ""))
 			}
 		}
 		for _, x := range s.e.Stats() {

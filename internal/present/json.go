@@ -432,13 +432,14 @@ func appendEvidence(dst []byte, ev []*pb.Evidence) []byte {
 		if e.GetMissing() {
 			dst = appendTrue(dst, "missing", true)
 		}
-		if !e.GetMissing() || e.GetValue() != "" {
+		if !e.GetMissing() && e.GetField() != "" || e.GetValue() != "" {
 			dst = appendKey(dst, "value")
 			dst = appendString(dst, e.GetValue())
 		}
 		dst = appendStr(dst, "term", e.GetTerm())
 		dst = appendStr(dst, "truth", e.GetTruth())
 		dst = appendStr(dst, "exception", e.GetException())
+		dst = appendStrings(dst, "found", e.GetFound())
 		dst = append(dst, '}')
 	}
 	return append(dst, ']')

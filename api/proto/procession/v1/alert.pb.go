@@ -1560,7 +1560,9 @@ func (x *Mitre) GetTechnique() string {
 }
 
 // Evidence is a variable of the rule, its value, and what it meant: one for
-// each variable of each term that counted.
+// each variable of each term that counted. Without a field it tells of an
+// exception that was considered: its condition is the term, and truth is why
+// it did not silence the rule.
 type Evidence struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Field   string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
@@ -1572,7 +1574,9 @@ type Evidence struct {
 	// speaks for the rule when it is false.
 	Truth string `protobuf:"bytes,5,opt,name=truth,proto3" json:"truth,omitempty"`
 	// Name of the exception the part belongs to; empty: the rule's condition.
-	Exception     string `protobuf:"bytes,6,opt,name=exception,proto3" json:"exception,omitempty"`
+	Exception string `protobuf:"bytes,6,opt,name=exception,proto3" json:"exception,omitempty"`
+	// Of the texts the part looks for, the ones that were there; at most 8.
+	Found         []string `protobuf:"bytes,7,rep,name=found,proto3" json:"found,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1647,6 +1651,13 @@ func (x *Evidence) GetException() string {
 		return x.Exception
 	}
 	return ""
+}
+
+func (x *Evidence) GetFound() []string {
+	if x != nil {
+		return x.Found
+	}
+	return nil
 }
 
 // Item is what one record of an agent's spool holds: one of these, encoded.
@@ -2363,14 +2374,15 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x04_uid\"=\n" +
 	"\x05Mitre\x12\x16\n" +
 	"\x06tactic\x18\x01 \x01(\tR\x06tactic\x12\x1c\n" +
-	"\ttechnique\x18\x02 \x01(\tR\ttechnique\"\x98\x01\n" +
+	"\ttechnique\x18\x02 \x01(\tR\ttechnique\"\xae\x01\n" +
 	"\bEvidence\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x18\n" +
 	"\amissing\x18\x03 \x01(\bR\amissing\x12\x12\n" +
 	"\x04term\x18\x04 \x01(\tR\x04term\x12\x14\n" +
 	"\x05truth\x18\x05 \x01(\tR\x05truth\x12\x1c\n" +
-	"\texception\x18\x06 \x01(\tR\texception\"\xad\x01\n" +
+	"\texception\x18\x06 \x01(\tR\texception\x12\x14\n" +
+	"\x05found\x18\a \x03(\tR\x05found\"\xad\x01\n" +
 	"\x04Item\x12,\n" +
 	"\x05alert\x18\x01 \x01(\v2\x14.procession.v1.AlertH\x00R\x05alert\x128\n" +
 	"\tamendment\x18\x02 \x01(\v2\x18.procession.v1.AmendmentH\x00R\tamendment\x125\n" +

@@ -35,7 +35,7 @@ func ParseEvents(data []byte) ([]*event.Event, error) {
 	}
 	out := make([]*event.Event, len(raw))
 	for i, r := range raw {
-		if out[i], err = parseEvent(r); err != nil {
+		if out[i], err = parseEvent(r, nil); err != nil {
 			return nil, fmt.Errorf("event %d: %w", i+1, err)
 		}
 	}

@@ -17,29 +17,47 @@ import (
 type File struct {
 	// Policies are the files the cases are about, relative to the test file.
 	Policies []string `json:"policies"`
-	Cases    []Case   `json:"cases"`
+	// Namespaces are the labels of namespaces, by name. One that is not here
+	// has none.
+	Namespaces map[string]map[string]string `json:"namespaces"`
+	Node       Node                         `json:"node"`
+	Cases      []Case                       `json:"cases"`
+}
+
+// Node is the node the agent runs on.
+type Node struct {
+	Name   string            `json:"name"` // node-1, when not given
+	Labels map[string]string `json:"labels"`
 }
 
 // A Case is some events and what rules make of all of them together. A rule
 // is named by its name, or by policy/name where that is not enough.
 type Case struct {
 	Name string `json:"name"`
-	// Events are each an Event, or an event as the agent prints it.
+	// Events are each an Event, or an event as the agent prints it. They do
+	// not go back in time.
 	Events []gojson.RawMessage `json:"events"`
+	// Until is how long after the first moment the case ends, like 10m: what
+	// is summed up by then, is. The last event, when not given.
+	Until string `json:"until"`
 	// Expect lists the matches.
 	Expect []Expect `json:"expect"`
 	// Quiet lists rules that see the events and do not match.
 	Quiet []string `json:"quiet"`
-	// Undecided, Suppressed and Errors list rules that end so for some event.
-	Undecided  []string `json:"undecided"`
-	Suppressed []string `json:"suppressed"`
-	Errors     []string `json:"errors"`
+	// Undecided, Suppressed and Errors list rules that end so for some event,
+	// RateLimited those with alerts beyond their policy's limit.
+	Undecided   []string `json:"undecided"`
+	Suppressed  []string `json:"suppressed"`
+	Errors      []string `json:"errors"`
+	RateLimited []string `json:"rateLimited"`
 }
 
-// Expect is a match, or several of the same rule.
+// Expect is an alert, or several of the same rule.
 type Expect struct {
 	Rule      string `json:"rule"`
-	Count     *int   `json:"count"`    // 1, when not given
+	Count     *int   `json:"count"`    // alerts; 1, when not given. Those that sum up repeats do not count
+	Repeats   uint64 `json:"repeats"`  // matches that were held back by aggregation, and summed up
+	Stands    uint64 `json:"stands"`   // matches each alert stands for by its threshold; any, when not given
 	Severity  string `json:"severity"` // any, when not given
 	Message   string `json:"message"`  // part of the message
 	Mode      string `json:"mode"`     // Alert, when not given
@@ -60,9 +78,14 @@ type Event struct {
 	Container     string `json:"container"`
 	ContainerName string `json:"containerName"`
 	Image         string `json:"image"`
+	ImageDigest   string `json:"imageDigest"`
+	ContainerKind string `json:"containerKind"` // regular, when the kubelet told name or image
+	Privileged    bool   `json:"privileged"`
 	Pod           *Pod   `json:"pod"`
 	From          *IDs   `json:"from"` // UIDChange, GIDChange: the ids before; missing, when not given
 	FromName      string `json:"fromName"`
+	Cause         string `json:"cause"`     // UIDChange: change.cause; missing, when not given and an id became 0
+	ChangeExe     string `json:"changeExe"` // UIDChange, GIDChange: change.exe; missing, when not given
 	Exit          Exit   `json:"exit"`
 	Synthetic     bool   `json:"synthetic"`
 }
@@ -76,7 +99,12 @@ type Pod struct {
 	ServiceAccount string            `json:"serviceAccount"`
 	OwnerKind      string            `json:"ownerKind"`
 	OwnerName      string            `json:"ownerName"`
+	Annotations    map[string]string `json:"annotations"`
+	HostPID        bool              `json:"hostPID"`
+	HostNetwork    bool              `json:"hostNetwork"`
+	HostIPC        bool              `json:"hostIPC"`
 	Unknown        bool              `json:"unknown"`
+	Missing        []string          `json:"missing"` // namespaceLabels
 }
 
 // IDs are ids; the ones that are not given are as uid and gid.
@@ -121,10 +149,15 @@ type Process struct {
 	ExeDetached    bool `json:"exeDetached"`
 	ExeSetuid      bool `json:"exeSetuid"`
 
+	// Origin is how it came into its container: child, when not given.
+	Origin string `json:"origin"`
+	// Host: it runs on the host, though the event is a container's. Parents
+	// of who was put into a container do.
+	Host   bool     `json:"host"`
 	Parent *Process `json:"parent"`
 	// Missing lists what could not be read: start, parent, name, exe, file,
 	// args, cwd, ids, caps, cgroup, ns, session, login, noNewPrivs, exeFile,
-	// and upperLayer.
+	// upperLayer, and origin.
 	Missing []string `json:"missing"`
 }
 
@@ -149,8 +182,8 @@ func decode(data []byte) (*File, error) {
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // parseEvent reads one event: an Event, strictly, or one that the agent
-// printed, which may have at besides.
-func parseEvent(data []byte) (*event.Event, error) {
+// printed, which may have at besides. namespaces are labels by namespace.
+func parseEvent(data []byte, namespaces map[string]map[string]string) (*event.Event, error) {
 	var e Event
 	if isRecorded(data) {
 		out, err := recorded(data)
@@ -165,13 +198,16 @@ func parseEvent(data []byte) (*event.Event, error) {
 		if e.At != "" {
 			out.Time, err = e.when()
 		}
+		if p := out.Process.Workload.Pod; p != nil && p.NamespaceLabels == nil {
+			p.NamespaceLabels = namespaces[p.Namespace]
+		}
 		return out, err
 	}
 	strict, err := json.UnmarshalStrict(data, &e)
 	if err = errors.Join(append(strict, err)...); err != nil {
 		return nil, err
 	}
-	return e.build()
+	return e.build(namespaces)
 }
 
 func (e *Event) when() (time.Time, error) {
@@ -191,18 +227,22 @@ func (e *Event) when() (time.Time, error) {
 	return epoch.Add(d), nil
 }
 
-func (e *Event) build() (*event.Event, error) {
+func (e *Event) build(namespaces map[string]map[string]string) (*event.Event, error) {
 	kind, ok := event.KindByName(e.Kind)
 	if !ok {
 		return nil, fmt.Errorf("kind: there is no kind %q", e.Kind)
 	}
-	next := int32(100) // pids that nobody gave
-	p, err := e.Process.build(&next)
+	w, err := e.workload(namespaces)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{pid: 100, workload: w}
+	p, err := b.process(&e.Process)
 	if err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
 	if e.Parent != nil {
-		if p.Parent, err = e.Parent.build(&next); err != nil {
+		if p.Parent, err = b.process(e.Parent); err != nil {
 			return nil, fmt.Errorf("parent: %w", err)
 		}
 		p.PPID = p.Parent.PID
@@ -221,15 +261,27 @@ func (e *Event) build() (*event.Event, error) {
 		out.Before, out.HasBefore = e.From.build(), true
 	}
 	if e.Target != nil {
-		if out.Target, err = e.Target.build(&next); err != nil {
+		if out.Target, err = b.process(e.Target); err != nil {
 			return nil, fmt.Errorf("target: %w", err)
 		}
 	}
-	p.Workload, err = e.workload()
-	return out, err
+	var known bool
+	if out.Cause, known = causes[e.Cause]; !known {
+		return nil, fmt.Errorf("cause: there is no cause %.64q", e.Cause)
+	}
+	if e.ChangeExe != "" {
+		changedBy(out, e.ChangeExe)
+	}
+	return out, nil
 }
 
-func (e *Event) workload() (*event.Workload, error) {
+// A builder makes the processes of an event.
+type builder struct {
+	pid      int32 // of the last one that nobody gave a pid
+	workload *event.Workload
+}
+
+func (e *Event) workload(namespaces map[string]map[string]string) (*event.Workload, error) {
 	w := &event.Workload{Place: event.PlaceHost, ContainerID: e.Container, ContainerName: e.ContainerName, Image: e.Image}
 	if e.Container != "" || e.Image != "" || e.Pod != nil {
 		w.Place = event.PlaceContainer
@@ -240,13 +292,35 @@ func (e *Event) workload() (*event.Workload, error) {
 			return nil, fmt.Errorf("place: %.64q is none of host, container, unknown", e.Place)
 		}
 	}
+	if e.ContainerName+e.Image+e.ImageDigest+e.ContainerKind != "" || e.Privileged {
+		kind := e.ContainerKind
+		if kind == "" {
+			kind = event.ContainerRegular.String()
+		}
+		var ok bool
+		if w.Container, ok = kubelets(kind); !ok {
+			return nil, fmt.Errorf("containerKind: there is no kind %.64q", kind)
+		}
+		w.Container.Name, w.Container.Image, w.Container.ImageDigest, w.Container.Privileged = e.ContainerName, e.Image, e.ImageDigest, e.Privileged
+	}
 	if p := e.Pod; p != nil {
 		if w.PodUID = p.UID; w.PodUID == "" {
 			w.PodUID = "uid-of-" + p.Name
 		}
-		if !p.Unknown {
-			w.Pod = &event.Pod{UID: w.PodUID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels,
-				ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName}
+		if p.Unknown {
+			return w, nil
+		}
+		w.Pod = &event.Pod{UID: w.PodUID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, NamespaceLabels: namespaces[p.Namespace],
+			ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName,
+			Annotations: p.Annotations, HostPID: p.HostPID, HostNetwork: p.HostNetwork, HostIPC: p.HostIPC}
+		if w.Pod.NamespaceLabels == nil {
+			w.Pod.NamespaceLabels = map[string]string{} // known, and none
+		}
+		for _, m := range p.Missing {
+			if m != "namespaceLabels" {
+				return nil, fmt.Errorf("pod: missing: there is no fact %.64q", m)
+			}
+			w.Pod.NamespaceLabels = nil
 		}
 	}
 	return w, nil
@@ -266,15 +340,15 @@ func (i *IDs) build() event.IDs {
 	return out
 }
 
-func (p *Process) build(next *int32) (*event.Process, error) {
+func (b *builder) process(p *Process) (*event.Process, error) {
 	out := &event.Process{
 		PID: p.PID, InnerPID: p.InnerPID, SID: p.SessionID, TTY: p.TTY, LoginUID: 4294967295,
 		IDs: p.IDs.build(), CapEffective: p.Capabilities, NoNewPrivs: p.NoNewPrivs,
 		Name: p.Name, Exe: p.Exe, File: p.File, Cwd: p.Cwd, Marks: event.MarkUpperKnown,
 	}
 	if out.PID == 0 {
-		*next++
-		out.PID = *next
+		b.pid++
+		out.PID = b.pid
 	}
 	if out.InnerPID == 0 {
 		out.InnerPID = out.PID
@@ -303,17 +377,31 @@ func (p *Process) build(next *int32) (*event.Process, error) {
 	if out.ExeFile.Mode = 0o100755; p.ExeSetuid {
 		out.ExeFile.Mode |= 0o4000
 	}
-	return out, p.know(out, next)
+	return out, b.know(p, out)
 }
 
 // know says what is known about out, and who its parent is.
-func (p *Process) know(out *event.Process, next *int32) error {
+func (b *builder) know(p *Process, out *event.Process) error {
+	var ok bool
+	if out.Origin, ok = origins[p.Origin]; !ok {
+		return fmt.Errorf("origin: there is no origin %.64q", p.Origin)
+	}
+	switch out.Workload = b.workload; {
+	case p.Host:
+		out.Workload = &event.Workload{Place: event.PlaceHost}
+	case p.Origin == "" && b.workload.Place == event.PlaceContainer:
+		out.Origin = event.OriginChild
+	}
 	for f := range out.Sources {
 		out.Sources[f] = event.SourceRecord
 	}
 	for _, name := range p.Missing {
-		if name == "upperLayer" {
+		switch name {
+		case "upperLayer":
 			out.Marks &^= event.MarkUpper | event.MarkUpperKnown
+			continue
+		case "origin":
+			out.Origin = event.OriginUnknown
 			continue
 		}
 		f := event.Field(0)
@@ -327,7 +415,7 @@ func (p *Process) know(out *event.Process, next *int32) error {
 	}
 	switch {
 	case p.Parent != nil:
-		parent, err := p.Parent.build(next)
+		parent, err := b.process(p.Parent)
 		if err != nil {
 			return fmt.Errorf("parent: %w", err)
 		}
@@ -341,7 +429,7 @@ func (p *Process) know(out *event.Process, next *int32) error {
 // hostInit is the parent of whoever has no other.
 func hostInit() *event.Process {
 	p := &event.Process{PID: 1, InnerPID: 1, Name: "systemd", Exe: "/usr/lib/systemd/systemd",
-		Cmdline: "/sbin/init\x00", CmdlineLen: 11, LoginUID: 4294967295, Marks: event.MarkUpperKnown}
+		Cmdline: "/sbin/init\x00", CmdlineLen: 11, LoginUID: 4294967295, Marks: event.MarkUpperKnown, Workload: &event.Workload{Place: event.PlaceHost}}
 	for f := range p.Sources {
 		p.Sources[f] = event.SourceRecord
 	}

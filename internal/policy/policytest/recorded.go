@@ -30,8 +30,12 @@ type recordedEvent struct {
 	Stamp     string            `json:"stamp"`
 
 	Change *struct {
-		From *recordedIDs `json:"from"`
-		To   *recordedIDs `json:"to"`
+		From       *recordedIDs `json:"from"`
+		To         *recordedIDs `json:"to"`
+		Cause      string       `json:"cause"`
+		Exe        *string      `json:"exe"`
+		ExeRaw     string       `json:"exeRaw"`
+		CapsBefore []string     `json:"capabilitiesBefore"`
 	} `json:"change"`
 	Exit *struct {
 		Code            int    `json:"code"`
@@ -43,10 +47,14 @@ type recordedEvent struct {
 	Place       string `json:"place"`
 	PlaceReason string `json:"placeReason"`
 	Container   *struct {
-		ID      string `json:"id"`
-		Name    string `json:"name"`
-		Image   string `json:"image"`
-		Runtime string `json:"runtime"`
+		ID          string `json:"id"`
+		Name        string `json:"name"`
+		Image       string `json:"image"`
+		Runtime     string `json:"runtime"`
+		ImageDigest string `json:"imageDigest"`
+		Kind        string `json:"kind"`
+		Privileged  bool   `json:"privileged"`
+		Sandbox     bool   `json:"sandbox"`
 	} `json:"container"`
 	Pod *struct {
 		UID            string            `json:"uid"`
@@ -56,6 +64,10 @@ type recordedEvent struct {
 		ServiceAccount string            `json:"serviceAccount"`
 		OwnerKind      string            `json:"ownerKind"`
 		OwnerName      string            `json:"ownerName"`
+		Annotations    map[string]string `json:"annotations"`
+		HostPID        bool              `json:"hostPID"`
+		HostNetwork    bool              `json:"hostNetwork"`
+		HostIPC        bool              `json:"hostIPC"`
 	} `json:"pod"`
 }
 
@@ -115,6 +127,7 @@ type recordedProcess struct {
 		UID  uint32 `json:"uid"`
 		GID  uint32 `json:"gid"`
 	} `json:"exeFile"`
+	Origin    string            `json:"origin"`
 	Marks     []string          `json:"marks"`
 	Exited    bool              `json:"exited"`
 	Ancestors []recordedProcess `json:"ancestors"`
@@ -159,6 +172,9 @@ func recorded(data []byte) (*event.Event, error) {
 			return nil, fmt.Errorf("stamp: %.64q is no number", r.Stamp)
 		}
 	}
+	if p.Workload, err = r.workload(); err != nil {
+		return nil, err
+	}
 	if err := r.lineage(p); err != nil {
 		return nil, err
 	}
@@ -167,11 +183,7 @@ func recorded(data []byte) (*event.Event, error) {
 			return nil, fmt.Errorf("target: %w", err)
 		}
 	}
-	if err := r.details(out); err != nil {
-		return nil, err
-	}
-	p.Workload, err = r.workload()
-	return out, err
+	return out, r.details(out)
 }
 
 // lineage puts the ancestors above p. Beyond the last one nothing is known.
@@ -183,11 +195,17 @@ func (r *recordedEvent) lineage(p *event.Process) error {
 	if len(list) > maxAncestors {
 		return fmt.Errorf("process.ancestors: there are %d; at most %d are allowed", len(list), maxAncestors)
 	}
-	child := p
+	// Where ancestors run is not told. Those of a process on the host do so,
+	// too, and so does everything above who was put into a container.
+	child, host := p, p.Workload.Place == event.PlaceHost
 	for i := range list {
 		a, err := list[i].build(list[i].Sources)
 		if err != nil {
 			return fmt.Errorf("process.ancestors[%d]: %w", i, err)
+		}
+		host = host || child.Origin != event.OriginUnknown && child.Origin != event.OriginChild
+		if host && a.Origin == event.OriginUnknown {
+			a.Workload = &event.Workload{Place: event.PlaceHost}
 		}
 		child.Parent = a
 		child = a
@@ -206,6 +224,25 @@ func (r *recordedEvent) details(out *event.Event) (err error) {
 				return err
 			}
 			out.HasPrev = true
+		}
+	}
+	if c := r.Change; c != nil {
+		var ok bool
+		if out.Cause, ok = causes[c.Cause]; !ok {
+			return fmt.Errorf("change.cause: there is no cause %.64q", c.Cause)
+		}
+		if out.CapsBefore, err = capabilitySet("change.capabilitiesBefore", c.CapsBefore); err != nil {
+			return err
+		}
+		out.HasCapsBefore = c.CapsBefore != nil
+		if c.Exe != nil {
+			exe, err := bytesOf("change.exe", *c.Exe, c.ExeRaw)
+			if err != nil {
+				return err
+			}
+			if out.Process.Has(event.FieldIDs) {
+				changedBy(out, exe)
+			}
 		}
 	}
 	if e := r.Exit; e != nil {
@@ -229,6 +266,17 @@ func (r *recordedEvent) details(out *event.Event) (err error) {
 	return nil
 }
 
+// changedBy says which program made a change of ids: only the kernel's record
+// tells it, together with the ids.
+func changedBy(ev *event.Event, exe string) {
+	p := ev.Process
+	ev.Record = &event.Record{Kind: ev.Kind, ID: p.UID, EID: p.EUID,
+		Facts: event.Facts{From: event.SourceRecord, Have: event.FieldSet(event.FieldExe), Exe: []byte(exe)}}
+	if ev.Kind == event.GIDChange {
+		ev.Record.ID, ev.Record.EID = p.GID, p.EGID
+	}
+}
+
 func (r *recordedEvent) workload() (*event.Workload, error) {
 	w := &event.Workload{Reason: r.PlaceReason}
 	var ok bool
@@ -236,16 +284,33 @@ func (r *recordedEvent) workload() (*event.Workload, error) {
 		return nil, fmt.Errorf("place: %.64q is none of host, container, unknown", r.Place)
 	}
 	if c := r.Container; c != nil {
-		w.ContainerID, w.ContainerName, w.Image, w.Runtime = c.ID, c.Name, c.Image, c.Runtime
+		w.ContainerID, w.ContainerName, w.Image, w.Runtime, w.Sandbox = c.ID, c.Name, c.Image, c.Runtime, c.Sandbox
+		if c.Kind != "" { // the kubelet told it
+			if w.Container, ok = kubelets(c.Kind); !ok {
+				return nil, fmt.Errorf("container.kind: there is no kind %.64q", c.Kind)
+			}
+			w.Container.Name, w.Container.Image, w.Container.ImageDigest, w.Container.Privileged = c.Name, c.Image, c.ImageDigest, c.Privileged
+		}
 	}
 	if p := r.Pod; p != nil {
 		w.PodUID = p.UID
 		if p.Name != "" { // else only the uid is known
 			w.Pod = &event.Pod{UID: p.UID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels,
-				ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName}
+				ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName,
+				Annotations: p.Annotations, HostPID: p.HostPID, HostNetwork: p.HostNetwork, HostIPC: p.HostIPC}
 		}
 	}
 	return w, nil
+}
+
+// kubelets is a container of a kind, as the kubelet tells of it.
+func kubelets(kind string) (*event.Container, bool) {
+	for _, k := range []event.ContainerKind{event.ContainerRegular, event.ContainerInit, event.ContainerSidecar, event.ContainerEphemeral} {
+		if k.String() == kind {
+			return &event.Container{Kind: k}, true
+		}
+	}
+	return nil, false
 }
 
 var places = map[string]event.Place{"host": event.PlaceHost, "container": event.PlaceContainer, "unknown": event.PlaceUnknown}
@@ -254,6 +319,10 @@ var places = map[string]event.Place{"host": event.PlaceHost, "container": event.
 // they are given, say where it came from.
 func (r *recordedProcess) build(sources map[string]string) (*event.Process, error) {
 	p := &event.Process{PID: r.PID, InnerPID: r.InnerPID, TTY: r.TTY, Exited: r.Exited}
+	var ok bool
+	if p.Origin, ok = origins[r.Origin]; !ok {
+		return nil, fmt.Errorf("origin: there is no origin %.64q", r.Origin)
+	}
 	know := func(f event.Field, known bool) {
 		if known {
 			p.Sources[f] = sourceOf(sources[f.String()])
@@ -398,6 +467,17 @@ func sourceOf(name string) event.Source {
 	}
 	return event.SourceRecord
 }
+
+var origins, causes = func() (map[string]event.Origin, map[string]event.Cause) {
+	o, c := map[string]event.Origin{}, map[string]event.Cause{}
+	for n := event.OriginUnknown; n <= event.OriginChild; n++ {
+		o[n.String()] = n
+	}
+	for n := event.CauseUnknown; n <= event.CauseUnexplained; n++ {
+		c[n.String()] = n
+	}
+	return o, c
+}()
 
 var signals, capabilities = func() (map[string]uint32, map[string]int) {
 	s, c := map[string]uint32{}, map[string]int{}

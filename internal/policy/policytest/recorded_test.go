@@ -140,6 +140,12 @@ func randomEvent(r *rand.Rand) *event.Event {
 		ev.Target = randomProcess(r, 0)
 	case event.UIDChange, event.GIDChange:
 		ev.Before, ev.HasBefore = event.IDs{UID: 1000, EUID: r.Uint32(), SUID: r.Uint32()}, r.IntN(2) == 0
+		ev.Cause = event.Cause(r.IntN(int(event.CauseUnexplained) + 1))
+		if ev.Kind == event.GIDChange {
+			ev.Cause = event.CauseUnknown
+		} else if r.IntN(2) == 0 && ev.Process.Has(event.FieldIDs) { // the kernel's message has them always
+			changedBy(ev, texts[r.IntN(len(texts))])
+		}
 	case event.CommChange:
 		ev.PrevName, ev.HasPrev = texts[r.IntN(len(texts))], r.IntN(2) == 0
 	case event.Exit:
@@ -148,17 +154,46 @@ func randomEvent(r *rand.Rand) *event.Event {
 			ev.Status = r.Uint32N(64) + 1 | r.Uint32N(2)<<7
 		}
 	}
+	ev.Process.Workload = randomWorkload(r)
+	place(r, ev.Process)
+	return ev
+}
+
+func randomWorkload(r *rand.Rand) *event.Workload {
 	w := &event.Workload{Place: event.Place(r.IntN(3))}
-	if ev.Process.Workload = w; w.Place == event.PlaceContainer {
-		w.ContainerID, w.ContainerName, w.Image, w.Runtime = "3f2a", "web", "nginx:1.29", "containerd"
-		if r.IntN(2) == 0 {
-			w.PodUID = "1fc8"
-		}
-		if w.PodUID != "" && r.IntN(2) == 0 {
-			w.Pod = &event.Pod{UID: w.PodUID, Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": "wéb"}, ServiceAccount: "sa", OwnerKind: "Job", OwnerName: "web"}
+	if w.Place != event.PlaceContainer {
+		return w
+	}
+	w.ContainerID, w.Runtime, w.Sandbox = "3f2a", "containerd", r.IntN(4) == 0
+	if r.IntN(2) == 0 {
+		w.PodUID = "1fc8"
+	}
+	if w.PodUID != "" && r.IntN(2) == 0 {
+		w.Pod = &event.Pod{UID: w.PodUID, Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": "wéb"}, ServiceAccount: "sa",
+			OwnerKind: "Job", OwnerName: "web", Annotations: map[string]string{"a/b": "c"}, HostPID: r.IntN(2) == 0, HostNetwork: r.IntN(2) == 0, HostIPC: r.IntN(2) == 0}
+		if r.IntN(2) == 0 && !w.Sandbox {
+			w.ContainerName, w.Image = "web", "nginx:1.29"
+			w.Container = &event.Container{Name: "web", Image: "nginx:1.29", Kind: event.ContainerKind(r.IntN(4)), ImageDigest: "sha256:1", Privileged: r.IntN(2) == 0}
 		}
 	}
-	return ev
+	return w
+}
+
+// place says where a process and its ancestors run, and how they came there.
+func place(r *rand.Rand, p *event.Process) {
+	in := p.Workload.Place == event.PlaceContainer
+	for a := p; a != nil; a = a.Parent {
+		switch {
+		case in:
+			a.Workload, a.Origin = p.Workload, event.OriginChild
+			if r.IntN(3) == 0 {
+				a.Origin = event.OriginSetup + event.Origin(r.IntN(6))
+				in = a.Origin == event.OriginChild
+			}
+		case p.Workload.Place != event.PlaceUnknown && a != p:
+			a.Workload = &event.Workload{Place: event.PlaceHost}
+		}
+	}
 }
 
 // The forms a file of events may have all say the same.

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy"
@@ -123,7 +124,7 @@ func open(c *policy.Compiler, fsys fs.FS, name string) (*File, *runner, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r := &runner{set: set, compiler: c, coverage: map[string]*Coverage{}}
+	r := &runner{set: set, compiler: c, coverage: map[string]*Coverage{}, namespaces: f.Namespaces, node: f.Node}
 	files := map[*policy.Rule]string{}
 	for _, p := range set.Policies() {
 		for _, rule := range p.Rules {
@@ -171,16 +172,19 @@ type runner struct {
 	set      *policy.Set
 	compiler *policy.Compiler
 	coverage map[string]*Coverage // by id of the rule
+
+	namespaces map[string]map[string]string
+	node       Node
 }
 
 // find resolves a rule's name, or policy/name, to its id.
 func (r *runner) find(name string) (id string, err error) {
 	for _, rule := range r.set.Rules() {
-		if rule.Spec.Name != name && rule.Policy+"/"+rule.Spec.Name != name {
+		if rule.Spec.Name != name && rule.Policy+"/"+rule.Spec.Name != name && rule.ID != name {
 			continue
 		}
 		if id != "" {
-			return "", fmt.Errorf("rule %s is in several policies: write policy/rule", name)
+			return "", fmt.Errorf("rule %s is in several policies: write policy/rule, or its identity", name)
 		}
 		id = rule.ID
 	}
@@ -190,72 +194,140 @@ func (r *runner) find(name string) (id string, err error) {
 	return id, nil
 }
 
+// A trial is one case on its way.
+type trial struct {
+	*runner
+	c       *Case
+	out     Result
+	alerts  []*policy.Match // those that are raised by themselves
+	repeats map[string]uint64
+	stats   map[string]policy.Stats
+}
+
+func (t *trial) fail(format string, args ...any) {
+	t.out.Failures = append(t.out.Failures, fmt.Sprintf(format, args...))
+}
+
 func (r *runner) run(c *Case) Result {
-	out := Result{Name: c.Name, Events: len(c.Events)}
-	fail := func(format string, args ...any) { out.Failures = append(out.Failures, fmt.Sprintf(format, args...)) }
-	var got []*policy.Match
-	collect := func(m *policy.Match) { got = append(got, m) }
-	engine := policy.NewEngine(r.compiler, policy.Config{Node: "node-1", DryRun: collect})
-	engine.Swap(r.set)
-	for i := range c.Events {
-		ev, err := parseEvent(c.Events[i])
-		if err != nil {
-			fail("events[%d]: %v", i, err)
-			continue
-		}
-		engine.Evaluate(ev, collect)
+	t := &trial{runner: r, c: c, out: Result{Name: c.Name, Events: len(c.Events)}, repeats: map[string]uint64{}, stats: map[string]policy.Stats{}}
+	if err := t.judge(); err != nil {
+		t.fail("%v", err)
+		return t.out
 	}
-	out.Matches = len(got)
-	stats := map[string]policy.Stats{}
-	for _, s := range engine.Stats() {
-		stats[s.Rule.ID] = s
+	t.out.Matches = len(t.alerts)
+	for i := range c.Expect {
+		t.expect(&c.Expect[i])
 	}
-	for _, x := range c.Expect {
-		id, err := r.find(x.Rule)
-		if err != nil {
-			fail("expect: %v", err)
-			continue
-		}
-		want := x.want()
-		if want > 0 {
-			r.coverage[id].Positive++
-		}
-		var rest []*policy.Match
-		n := 0
-		for _, m := range got {
-			if m.Rule.ID != id {
-				rest = append(rest, m)
-				continue
-			}
-			n++
-			for _, problem := range x.differs(m) {
-				fail("%s: %s", x.Rule, problem)
-			}
-		}
-		if got = rest; n != want {
-			fail("%s: matched %d times, want %d%s", x.Rule, n, want, why(stats[id]))
-		}
+	for _, m := range t.alerts {
+		t.fail("%s: matched, and no case expects it: %s", m.Rule.ID, m.Message)
 	}
-	for _, m := range got {
-		fail("%s: matched, and no case expects it: %s", m.Rule.ID, m.Message)
+	for _, rule := range r.set.Rules() {
+		if n := t.repeats[rule.ID]; n > 0 {
+			t.fail("%s: %d matches were held back as repeats, and the case does not say so", rule.ID, n)
+		}
 	}
 	for _, name := range c.Quiet {
-		id, err := r.find(name)
-		if err != nil {
-			fail("quiet: %v", err)
+		t.quiet(name)
+	}
+	t.outcomes("undecided", c.Undecided, func(s policy.Stats) bool { return s.Undecided > 0 })
+	t.outcomes("suppressed", c.Suppressed, func(s policy.Stats) bool { return s.Suppressed > 0 })
+	t.outcomes("errors", c.Errors, func(s policy.Stats) bool { return s.Errors+s.MessageErrors > 0 })
+	t.outcomes("rateLimited", c.RateLimited, func(s policy.Stats) bool { return s.RateLimited+s.SummaryLimited > 0 })
+	return t.out
+}
+
+// judge takes the events through an engine of their own, in virtual time, and
+// lets it sum up what it holds back.
+func (t *trial) judge() error {
+	take := func(m *policy.Match) {
+		if m.Aggregated != nil && m.Aggregated.Why != policy.WhyThreshold {
+			t.repeats[m.Rule.ID] += m.Aggregated.Count
+			return
+		}
+		t.alerts = append(t.alerts, m)
+	}
+	node := t.node
+	if node.Name == "" {
+		node.Name = "node-1"
+	}
+	if node.Labels == nil {
+		node.Labels = map[string]string{}
+	}
+	engine := policy.NewEngine(t.compiler, policy.Config{Node: node.Name, NodeLabels: node.Labels, DryRun: take})
+	if err := engine.Swap(t.set); err != nil {
+		return err
+	}
+	var now time.Time
+	for i, data := range t.c.Events {
+		ev, err := parseEvent(data, t.namespaces)
+		switch {
+		case err != nil:
+			t.fail("events[%d]: %v", i, err)
+			continue
+		case ev.Time.Before(now):
+			t.fail("events[%d]: is earlier than the one before", i)
+		}
+		now, ev.Stamp = ev.Time, 0 // the engine's clock is then the event's time
+		engine.Evaluate(ev, take)
+	}
+	if t.c.Until != "" {
+		until, err := time.ParseDuration(t.c.Until)
+		if err != nil || epoch.Add(until).Before(now) {
+			return fmt.Errorf("until: %.64q is no length of time like 10m that ends after the last event", t.c.Until)
+		}
+		engine.Tick(uint64(epoch.Add(until).UnixNano()), take)
+	}
+	for _, s := range engine.Stats() {
+		t.stats[s.Rule.ID] = s
+	}
+	engine.Flush(take)
+	return nil
+}
+
+// expect takes what the case expects out of what was raised.
+func (t *trial) expect(x *Expect) {
+	id, err := t.find(x.Rule)
+	if err != nil {
+		t.fail("expect: %v", err)
+		return
+	}
+	if x.want() > 0 {
+		t.coverage[id].Positive++
+	}
+	var rest []*policy.Match
+	n := 0
+	for _, m := range t.alerts {
+		if m.Rule.ID != id {
+			rest = append(rest, m)
 			continue
 		}
-		r.coverage[id].Negative++
-		if s := stats[id]; s.Evaluated == 0 {
-			fail("%s: is not quiet but blind: no event of the case is of its kind and scope", name)
-		} else if s.Matched > 0 {
-			fail("%s: matched, want quiet", name)
+		n++
+		for _, problem := range x.differs(m) {
+			t.fail("%s: %s", x.Rule, problem)
 		}
 	}
-	r.outcomes("undecided", c.Undecided, stats, func(s policy.Stats) bool { return s.Undecided > 0 }, fail)
-	r.outcomes("suppressed", c.Suppressed, stats, func(s policy.Stats) bool { return s.Suppressed > 0 }, fail)
-	r.outcomes("errors", c.Errors, stats, func(s policy.Stats) bool { return s.Errors+s.MessageErrors > 0 }, fail)
-	return out
+	if t.alerts = rest; n != x.want() {
+		t.fail("%s: matched %d times, want %d%s", x.Rule, n, x.want(), why(t.stats[id]))
+	}
+	if got := t.repeats[id]; got != x.Repeats {
+		t.fail("%s: %d matches were held back as repeats, want %d", x.Rule, got, x.Repeats)
+	}
+	delete(t.repeats, id)
+}
+
+func (t *trial) quiet(name string) {
+	id, err := t.find(name)
+	if err != nil {
+		t.fail("quiet: %v", err)
+		return
+	}
+	t.coverage[id].Negative++
+	switch s := t.stats[id]; {
+	case s.Evaluated == 0:
+		t.fail("%s: is not quiet but blind: no event of the case is of its kind and scope", name)
+	case s.Alerts+s.DryRun+s.Aggregated+s.RateLimited > 0:
+		t.fail("%s: matched, want quiet", name)
+	}
 }
 
 // want is how often the rule should match.
@@ -280,6 +352,13 @@ func (x *Expect) differs(m *policy.Match) (problems []string) {
 	if got := string(m.Rule.Mode); got != mode {
 		problems = append(problems, fmt.Sprintf("mode is %s, want %s", got, mode))
 	}
+	stands := uint64(1)
+	if m.Aggregated != nil {
+		stands = m.Aggregated.Count
+	}
+	if x.Stands != 0 && stands != x.Stands {
+		problems = append(problems, fmt.Sprintf("stands for %d matches, want %d", stands, x.Stands))
+	}
 	if m.Undecided != x.Undecided {
 		problems = append(problems, fmt.Sprintf("undecided is %v, want %v", m.Undecided, x.Undecided))
 	}
@@ -287,22 +366,22 @@ func (x *Expect) differs(m *policy.Match) (problems []string) {
 }
 
 // outcomes compares the rules that ended in one way with those that should.
-func (r *runner) outcomes(what string, names []string, stats map[string]policy.Stats, is func(policy.Stats) bool, fail func(string, ...any)) {
+func (t *trial) outcomes(what string, names []string, is func(policy.Stats) bool) {
 	want := map[string]bool{}
 	for _, name := range names {
-		id, err := r.find(name)
+		id, err := t.find(name)
 		if err != nil {
-			fail("%s: %v", what, err)
+			t.fail("%s: %v", what, err)
 			continue
 		}
 		want[id] = true
-		if !is(stats[id]) {
-			fail("%s: is not among the %s%s", name, what, why(stats[id]))
+		if !is(t.stats[id]) {
+			t.fail("%s: is not among the %s%s", name, what, why(t.stats[id]))
 		}
 	}
-	for _, rule := range r.set.Rules() {
-		if is(stats[rule.ID]) && !want[rule.ID] {
-			fail("%s: is among the %s, and the case does not say so%s", rule.ID, what, why(stats[rule.ID]))
+	for _, rule := range t.set.Rules() {
+		if is(t.stats[rule.ID]) && !want[rule.ID] {
+			t.fail("%s: is among the %s, and the case does not say so%s", rule.ID, what, why(t.stats[rule.ID]))
 		}
 	}
 }
@@ -311,6 +390,14 @@ func (r *runner) outcomes(what string, names []string, stats map[string]policy.S
 func why(s policy.Stats) string {
 	out := fmt.Sprintf(" (of %d events: %d false, %d true, %d suppressed, %d undecided, %d failed)",
 		s.Evaluated, s.NotMatched, s.Matched, s.Suppressed, s.Undecided, s.Errors)
+	for _, x := range []struct {
+		n    uint64
+		what string
+	}{{s.BelowThreshold, "below the threshold"}, {s.Aggregated, "held back as repeats"}, {s.RateLimited, "beyond the rate limit"}} {
+		if x.n > 0 {
+			out = out[:len(out)-1] + fmt.Sprintf(", %d %s)", x.n, x.what)
+		}
+	}
 	if s.LastError != "" {
 		out += ": " + s.LastError
 	}
@@ -331,7 +418,7 @@ func Events(fsys fs.FS, name string) ([]*event.Event, error) {
 	var events []*event.Event
 	for _, c := range f.Cases {
 		for i := range c.Events {
-			ev, err := parseEvent(c.Events[i])
+			ev, err := parseEvent(c.Events[i], f.Namespaces)
 			if err != nil {
 				return nil, fmt.Errorf("%s: case %q: events[%d]: %w", name, c.Name, i, err)
 			}

@@ -83,7 +83,7 @@ var metrics = []metric{
 		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.events.Load())) }),
 	counter("events_shed_total", "Events of a storm that were not handed to the rules, so that the others' could be. The alert Procession//agent/event-storm says whose.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.fair.shed.Load())) }),
-	counter("rule_results_total", "What rules said of the events of their kinds. undecided: a fact was missing. error: the condition failed; the log says which.", []string{"rule", "result"},
+	counter("rule_results_total", "What rules said of the events of their kinds and scope. undecided: a fact was missing. error: the condition failed; the log says which. over_budget: not asked, see namespace_events_skipped_total.", []string{"rule", "result"},
 		func(a *agent, put func(float64, ...string)) {
 			for _, s := range a.engine.Stats() {
 				put(float64(s.NotMatched), s.Rule.ID, "not_matched")
@@ -91,6 +91,50 @@ var metrics = []metric{
 				put(float64(s.Suppressed), s.Rule.ID, "suppressed")
 				put(float64(s.Undecided), s.Rule.ID, "undecided")
 				put(float64(s.Errors), s.Rule.ID, "error")
+				put(float64(s.OverBudget), s.Rule.ID, "over_budget")
+			}
+		}),
+	counter("rule_held_back_total", "Matches that were not raised by themselves, by rule and cause. exception: known and wanted. below_threshold: they count. aggregated: repeats, which a summary tells of. rate_limit: beyond the policy's.", []string{"rule", "cause"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, s := range a.engine.Stats() {
+				put(float64(s.Suppressed), s.Rule.ID, "exception")
+				put(float64(s.BelowThreshold), s.Rule.ID, "below_threshold")
+				put(float64(s.Aggregated), s.Rule.ID, "aggregated")
+				put(float64(s.RateLimited), s.Rule.ID, "rate_limit")
+			}
+		}),
+	counter("rule_raised_total", "What rules raised. alert, dry_run: matches by themselves; with those held back they are all matches. late: of these, decided when the pod was known. summary: alerts that tell of repeats. summary_limited: repeats of which the rate limit let nothing be told.", []string{"rule", "what"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, s := range a.engine.Stats() {
+				put(float64(s.Alerts), s.Rule.ID, "alert")
+				put(float64(s.DryRun), s.Rule.ID, "dry_run")
+				put(float64(s.LateMatches), s.Rule.ID, "late")
+				put(float64(s.Summaries), s.Rule.ID, "summary")
+				put(float64(s.SummaryLimited), s.Rule.ID, "summary_limited")
+			}
+		}),
+	counter("rule_counts_forgotten_total", "Matches towards a threshold that were forgotten for lack of room: somebody makes very many different ones.", []string{"rule"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, s := range a.engine.Stats() {
+				put(float64(s.Forgotten), s.Rule.ID)
+			}
+		}),
+	counter("namespace_seconds_total", "Time spent on the rules of a namespace.", []string{"namespace"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, n := range a.engine.Namespaces() {
+				put(n.Time.Seconds(), n.Name)
+			}
+		}),
+	counter("namespace_events_skipped_total", "Events the rules of a namespace were not asked about, because it had used up its time of that second. Nobody else's rules are concerned.", []string{"namespace"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, n := range a.engine.Namespaces() {
+				put(float64(n.Skipped), n.Name)
+			}
+		}),
+	gauge("namespace_policies_over_budget", "Policies of a namespace that are not in force, because there are too many rules or terms in it; the log says which.", []string{"namespace"},
+		func(a *agent, put func(float64, ...string)) {
+			for _, n := range a.engine.Namespaces() {
+				put(float64(len(n.OverBudget)), n.Name)
 			}
 		}),
 	gauge("rules", "Rules in force.", nil,
@@ -126,6 +170,13 @@ var metrics = []metric{
 		func(a *agent, put func(float64, ...string)) { put(truth(a.sender.Status().Connected)) }),
 	counter("collector_connections_failed_total", "Streams to the collector that ended with an error or did not begin; the log says why.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.sender.Status().Failures)) }),
+}
+
+func sum(counts map[string]uint64) (n uint64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }
 
 func truth(b bool) float64 {

@@ -95,13 +95,23 @@ func TestPackCases(t *testing.T) {
 
 // What every rule of the pack must have besides a condition.
 func TestPackIsComplete(t *testing.T) {
-	set := loadPack(t, newCompiler(t))
-	if n := len(set.Rules()); n < 12 {
-		t.Errorf("%d rules, want 12 or more", n)
+	c := newCompiler(t)
+	set := loadPack(t, c)
+	if n := len(set.Rules()); n < 50 {
+		t.Errorf("%d rules, want 50 or more", n)
 	}
 	for _, p := range set.Policies() {
 		for _, w := range p.Warnings {
 			t.Errorf("warning: %v", w)
+		}
+		list, err := c.Inspect(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range list {
+			if i := x.Condition; i.Always || i.Never || len(i.Odd) > 0 || len(i.Opaque) > 0 || len(x.Silent) > 0 {
+				t.Errorf("%s: lint would complain: %+v, silent exceptions %v", x.Rule.ID, i, x.Silent)
+			}
 		}
 	}
 	for _, r := range set.Rules() {

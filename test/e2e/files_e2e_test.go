@@ -27,21 +27,26 @@ kind: Service
 metadata: {name: collector, namespace: e2e-plain}
 spec: {clusterIP: 10.96.77.43, selector: {app: collector}, ports: [{port: 7443}]}
 ---
-apiVersion: v1
-kind: Pod
-metadata: {name: collector, namespace: e2e-plain, labels: {app: collector}}
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: collector, namespace: e2e-plain}
 spec:
-  terminationGracePeriodSeconds: 10
-  securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
-  containers:
-  - name: collector
-    image: %[1]s
-    imagePullPolicy: Never
-    args: [serve, --state, /state/db, --listen, "0.0.0.0:7443", --name, 10.96.77.43, --cluster, e2e, --ndjson, /state/alerts.ndjson, --metrics, "0.0.0.0:9090"]
-    securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-    readinessProbe: {httpGet: {path: /readyz, port: 9090}, periodSeconds: 1}
-    volumeMounts: [{name: state, mountPath: /state}]
-  volumes: [{name: state, hostPath: {path: %[2]s}}]
+  strategy: {type: Recreate} # one at a time has the state
+  selector: {matchLabels: {app: collector}}
+  template:
+    metadata: {labels: {app: collector}}
+    spec:
+      terminationGracePeriodSeconds: 10
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:
+      - name: collector
+        image: %[1]s
+        imagePullPolicy: Never
+        args: [serve, --state, /state/db, --listen, "0.0.0.0:7443", --name, 10.96.77.43, --cluster, e2e, --ndjson, /state/alerts.ndjson, --metrics, "0.0.0.0:9090"]
+        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+        readinessProbe: {httpGet: {path: /readyz, port: 9090}, periodSeconds: 1}
+        volumeMounts: [{name: state, mountPath: /state}]
+      volumes: [{name: state, hostPath: {path: %[2]s}}]
 `
 
 const plainAgent = `
@@ -97,14 +102,21 @@ func installPlain(t *testing.T, c *cluster.Cluster) *product {
 	if err := os.Chown(filepath.Join(dir, "collector"), 65532, 65532); err != nil {
 		t.Fatal(err)
 	}
-	policies := filepath.Join(c.Root, "deploy", "helm", "procession", "policies")
+	policies := filepath.Join(dir, "policies")
+	pack := filepath.Join(c.Root, "deploy", "helm", "procession", "policies")
+	if err := os.CopyFS(policies, os.DirFS(pack)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(policies, "e2e-ticks.yaml"), []byte(tickPolicy), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	c.Apply(t, fmt.Sprintf(plainCollector, images["collector"], filepath.Join(dir, "collector")))
 	c.WaitReady(t, "e2e-plain", "app=collector", 1)
-	c.Exec(t, "e2e-plain", "collector", "", "/collector", "issue", "--state", "/state/db", "--node", c.Node, "--out", "/state/tls")
+	c.Exec(t, "e2e-plain", "deploy/collector", "", "/collector", "issue", "--state", "/state/db", "--node", c.Node, "--out", "/state/tls")
 	c.Apply(t, fmt.Sprintf(plainAgent, images["agent"], dir, policies))
 	c.WaitReady(t, "e2e-plain", "app=agent", 1)
 	return &product{
-		c: c, namespace: "e2e-plain", agents: "app=agent", collector: "app=collector", ids: true,
+		c: c, namespace: "e2e-plain", agents: "app=agent", collector: "app=collector", ids: true, metrics: "http://127.0.0.1:19099/metrics",
 		read: func(context.Context) ([]byte, error) {
 			b, err := os.ReadFile(filepath.Join(dir, "collector", "alerts.ndjson"))
 			if os.IsNotExist(err) {
@@ -123,6 +135,7 @@ func TestPlain(t *testing.T) {
 	c := cluster.Up(t)
 	p := installPlain(t, c)
 	agent := p.pod(t, p.agents)
+	p.agentName = agent.Name
 	log, err := c.Logs(t.Context(), p.namespace, agent.Name, "")
 	if err != nil {
 		t.Fatal(err)
@@ -133,4 +146,5 @@ func TestPlain(t *testing.T) {
 	t.Logf("agent:\n%s", log)
 	startTargets(t, c)
 	attackAll(t, p)
+	t.Run("faults", func(t *testing.T) { breakThings(t, p) })
 }

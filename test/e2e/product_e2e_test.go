@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,10 +87,14 @@ type product struct {
 	c         *cluster.Cluster
 	namespace string
 	agents    string // selector of the agent's pods
+	agentName string // of the agent's pod at the moment
 	collector string // selector of the collector's pod
 	// ids says that alerts name container and pod by id alone, because the agent
 	// may not ask the kubelet.
-	ids bool
+	ids     bool
+	metrics string // where the agent's metrics are
+	// blind are the times in which the agent was killed and not yet up again.
+	blind []span
 	// read gives the collector's alerts so far, as NDJSON.
 	read func(ctx context.Context) ([]byte, error)
 }
@@ -251,7 +256,7 @@ func attackAll(t *testing.T, p *product) {
 		}
 		got = map[string]int{}
 		for _, r := range all {
-			if !known[r.ID] && r.severe() && p.ours(r) {
+			if !known[r.ID] && r.severe() && p.ours(r) && r.rule() != tickRule {
 				got[r.rule()+" in "+p.where(r, pods)]++
 			}
 		}
@@ -263,7 +268,7 @@ func attackAll(t *testing.T, p *product) {
 		}
 		slices.Sort(missing)
 		if len(missing) > 0 {
-			return fmt.Errorf("missing:\n  %s\ngot:\n  %s", strings.Join(missing, "\n  "), strings.Join(slices.Sorted(maps.Keys(got)), "\n  "))
+			return fmt.Errorf("missing:\n  %s\nlost by the agent: %s\ngot:\n  %s", strings.Join(missing, "\n  "), p.losses(t.Context()), strings.Join(slices.Sorted(maps.Keys(got)), "\n  "))
 		}
 		return nil
 	})
@@ -274,6 +279,30 @@ func attackAll(t *testing.T, p *product) {
 	}
 	t.Logf("%d attacks in %d containers: %d alerts, each once and in its place", len(attacks), len(targets), len(want))
 }
+
+// losses are the agent's counters of what it could not see or keep, those that
+// are not zero.
+func (p *product) losses(ctx context.Context) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.metrics, nil)
+	if err != nil {
+		return err.Error()
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	var found []string
+	sc := bufio.NewScanner(resp.Body)
+	for sc.Scan() {
+		if name, _, _ := strings.Cut(sc.Text(), " "); lossMetric.MatchString(name) && !strings.HasSuffix(sc.Text(), " 0") {
+			found = append(found, sc.Text())
+		}
+	}
+	return strings.Join(found, "; ")
+}
+
+var lossMetric = regexp.MustCompile(`^procession_.*(lost|dropped|missed|shed|undecided|suppressed)`)
 
 // ours says whether an alert is about a pod or a program of the cluster. Other
 // things may happen on this machine meanwhile.
@@ -293,6 +322,23 @@ func (p *product) ours(r *record) bool {
 	return false
 }
 
+// tickRule is the tests' own: each tick is an alert, and none stands for several.
+const tickRule = "e2e-ticks/tick"
+
+const tickPolicy = `
+apiVersion: procession.dev/v1alpha1
+kind: ClusterDetectionPolicy
+metadata: {name: e2e-ticks}
+spec:
+  rules:
+  - name: tick
+    title: A tick of the test's clock
+    events: [Exec]
+    condition: process.exe == '/usr/bin/actor' && process.cmdline.startsWith('tick ')
+    severity: Medium
+    messageExpression: process.cmdline
+`
+
 const tickerPod = `
 apiVersion: v1
 kind: Pod
@@ -306,7 +352,7 @@ spec:
 // ticks are the numbers that the ticker says it ran, and when.
 func ticks(t *testing.T, c *cluster.Cluster) map[int]time.Time {
 	t.Helper()
-	out, err := c.Logs(t.Context(), "e2e-shop", "ticker", "main")
+	out, err := c.LogOnNode("e2e-shop", "ticker", "main")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,6 +370,18 @@ func ticks(t *testing.T, c *cluster.Cluster) map[int]time.Time {
 		ran[n] = at
 	}
 	return ran
+}
+
+// moreTicks waits until the ticker has run n more.
+func moreTicks(t *testing.T, c *cluster.Cluster, n int) {
+	t.Helper()
+	before := len(ticks(t, c))
+	c.Eventually(t, fmt.Sprintf("%d more ticks", n), func() error {
+		if now := len(ticks(t, c)); now < before+n {
+			return fmt.Errorf("%d so far", now-before)
+		}
+		return nil
+	})
 }
 
 var tickArg = regexp.MustCompile(`^tick=([0-9]+)$`)
@@ -344,7 +402,7 @@ func (p *product) arrived(ctx context.Context) (came map[int]int, lost int, err 
 			}
 			lost += n
 		}
-		if r.rule() != "host/crypto-miner" || r.Process == nil {
+		if r.rule() != tickRule || r.Process == nil {
 			continue
 		}
 		for _, a := range r.Process.Args {
@@ -365,16 +423,15 @@ func (p *product) arrived(ctx context.Context) (came map[int]int, lost int, err 
 type span struct{ from, to time.Time }
 
 // checkTicks waits until each of the ticker's numbers so far came exactly once,
-// but for as many as were named as lost and for those of the given spans. It
-// returns how many ran.
-func checkTicks(t *testing.T, p *product, blind ...span) int {
+// but for as many as were named as lost and for those of the blind times.
+func checkTicks(t *testing.T, p *product) {
 	t.Helper()
 	ran := ticks(t, p.c)
 	if len(ran) == 0 {
 		t.Fatal("the ticker did nothing")
 	}
 	excused := func(at time.Time) bool {
-		return slices.ContainsFunc(blind, func(s span) bool { return !at.Before(s.from) && !at.After(s.to) })
+		return slices.ContainsFunc(p.blind, func(s span) bool { return !at.Before(s.from) && !at.After(s.to) })
 	}
 	p.c.Eventually(t, "an alert for each tick", func() error {
 		came, lost, err := p.arrived(t.Context())
@@ -408,8 +465,7 @@ func checkTicks(t *testing.T, p *product, blind ...span) int {
 			unseen++
 		}
 	}
-	t.Logf("%d ticks ran, %d have no alert, %d alerts named as lost", len(ran), unseen, lost)
-	return len(ran)
+	t.Logf("%d ticks ran; %d have no alert; %d alerts were named as lost", len(ran), unseen, lost)
 }
 
 // pod is the one ready pod of a selector.

@@ -123,7 +123,7 @@ func traceChild() error {
 	return unix.PtraceDetach(child.Process.Pid)
 }
 
-// tick runs a numbered "miner" at each interval and says so, until SIGTERM: the
+// tick runs a numbered program at each interval and says so, until SIGTERM: the
 // numbers on its output are those that ran, so each is an alert or a loss.
 func tick(from, interval string) error {
 	n, err := strconv.Atoi(from)
@@ -143,7 +143,7 @@ func tick(from, interval string) error {
 		case <-end:
 			return nil
 		case at := <-clock.C:
-			cmd := &exec.Cmd{Path: "/usr/bin/miner", Args: []string{"miner", "--donate-level", "tick=" + strconv.Itoa(n)}}
+			cmd := &exec.Cmd{Path: "/usr/bin/actor", Args: []string{"tick", "tick=" + strconv.Itoa(n)}}
 			if err := cmd.Run(); err != nil {
 				return err
 			}

@@ -85,7 +85,8 @@ type Cluster struct {
 	NodeIP     string // the node's address
 	Kubeconfig string // a cluster administrator's
 
-	log io.Writer
+	log      io.Writer
+	evidence string // where a failed test's is kept, once it is
 }
 
 //go:embed conf
@@ -167,14 +168,11 @@ func Up(t testing.TB) *Cluster {
 	_, ran := c.running(Kubelet)
 	err = c.Start(ctx)
 	t.Cleanup(func() {
-		ctx := context.WithoutCancel(ctx)
-		if t.Failed() {
-			t.Logf("what the cluster looked like: %s", c.keepEvidence(ctx, t.Name()))
-		}
+		c.KeepEvidence(t)
 		if ran || os.Getenv("PROCESSION_KEEP_CLUSTER") != "" {
 			return
 		}
-		if err := c.Down(ctx); err != nil {
+		if err := c.Down(context.WithoutCancel(ctx)); err != nil {
 			t.Errorf("take the cluster down: %v", err)
 		}
 	})

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +78,7 @@ func (c *Cluster) Apply(t testing.TB, manifests string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		c.KeepEvidence(t)
 		cmd := c.Command(context.WithoutCancel(t.Context()), "kubectl", "delete", "--ignore-not-found", "--wait=true", "--grace-period=1", "-f", "-")
 		cmd.Stdin = strings.NewReader(manifests)
 		if _, err := Output(cmd); err != nil {
@@ -247,15 +250,34 @@ func (c *Cluster) StartProgram(t testing.TB, program string) {
 	}
 }
 
-// keepEvidence writes what the API server knows and the pods' logs beside the
-// programs' logs, and says where.
-func (c *Cluster) keepEvidence(ctx context.Context, test string) string {
+// keptFailures is of how many failed tests the evidence stays.
+const keptFailures = 5
+
+// KeepEvidence writes, if the test has failed, what the API server knows and the
+// pods' logs beside the programs' logs, and says where; once, before anything is
+// taken away.
+func (c *Cluster) KeepEvidence(t testing.TB) {
+	if !t.Failed() || c.evidence != "" {
+		return
+	}
+	all := filepath.Join(c.Dir, "failures")
+	c.evidence = filepath.Join(all, time.Now().Format("20060102-150405-")+strings.ReplaceAll(t.Name(), "/", "_"))
+	if old, err := os.ReadDir(all); err == nil {
+		for i := 0; i <= len(old)-keptFailures; i++ { // sorted by name, so by time
+			_ = os.RemoveAll(filepath.Join(all, old[i].Name()))
+		}
+	}
+	if err := os.MkdirAll(c.evidence, 0o755); err != nil {
+		t.Log(err)
+		return
+	}
+	t.Logf("what the cluster looked like: %s", c.evidence)
+	c.writeEvidence(context.WithoutCancel(t.Context()), c.evidence)
+}
+
+func (c *Cluster) writeEvidence(ctx context.Context, dir string) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	dir := filepath.Join(c.Dir, "failures", strings.ReplaceAll(test, "/", "_")+time.Now().Format("-20060102-150405"))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err.Error()
-	}
 	keep := func(name, out string, err error) {
 		if err != nil {
 			out += "\n" + err.Error() + "\n"
@@ -286,7 +308,6 @@ func (c *Cluster) keepEvidence(ctx context.Context, test string) string {
 			keep(filepath.Base(l)+".txt", "", err)
 		}
 	}
-	return dir
 }
 
 // nodeClient trusts what the cluster's authority signed, as a pod does that has
@@ -312,4 +333,63 @@ func (c *Cluster) PIDs() []int {
 		}
 	}
 	return pids
+}
+
+// LogOnNode is what a container of a pod wrote, all its lives in turn, from the
+// kubelet's files: also while API server and kubelet are stopped. A pod with one
+// container needs no name of it; of pods with the same name, which came one after
+// the other, the kubelet keeps the latest.
+func (c *Cluster) LogOnNode(namespace, pod, container string) (string, error) {
+	if container == "" {
+		container = "*"
+	}
+	files, err := filepath.Glob(filepath.Join(c.Dir, "podlogs", namespace+"_"+pod+"_*", container, "*.log"))
+	if err != nil {
+		return "", err
+	}
+	if len(files) == 0 {
+		return "", fmt.Errorf("the node has no log of %s/%s %s", namespace, pod, container)
+	}
+	// N.log of the N-th life.
+	slices.SortFunc(files, func(a, b string) int {
+		return cmp.Or(cmp.Compare(filepath.Dir(a), filepath.Dir(b)), cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	var all strings.Builder
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return "", err
+		}
+		appendCRILog(&all, string(b))
+	}
+	return all.String(), nil
+}
+
+// appendCRILog takes the text out of lines "TIME STREAM P|F TEXT", of which P
+// marks one that goes on. A last line that is not whole yet is left out.
+func appendCRILog(dst *strings.Builder, log string) {
+	for line := range strings.Lines(log) {
+		f := strings.SplitN(line, " ", 4)
+		if len(f) < 4 || !strings.HasSuffix(line, "\n") {
+			continue
+		}
+		text := f[3]
+		if f[2] == "P" {
+			text = strings.TrimSuffix(text, "\n")
+		}
+		dst.WriteString(text)
+	}
+}
+
+// KillContainer ends a container's processes with SIGKILL, as running out of
+// memory would. The kubelet starts it again.
+func (c *Cluster) KillContainer(ctx context.Context, pod Pod, container string) error {
+	id := pod.ContainerIDs[container]
+	if id == "" {
+		return fmt.Errorf("pod %s/%s has no container %q that runs", pod.Namespace, pod.Name, container)
+	}
+	if out, err := c.ctr(ctx, "tasks", "kill", "--signal", "SIGKILL", id); err != nil {
+		return fmt.Errorf("kill container %s: %w: %s", container, err, out)
+	}
+	return nil
 }

@@ -28,7 +28,7 @@ type Expr struct {
 	once  sync.Once
 	prog  cel.Program // by program
 	uses  []int       // slots of the variables it names, also by way of the policy's own
-	where []use
+	where []use       // of those that not every event fills
 	warns []*Error
 }
 
@@ -390,7 +390,7 @@ func (w *walker) use(e ast.Expr, name string, slot int, sc *scoped) {
 			w.uses = append(w.uses, s)
 		}
 	}
-	if len(slots) > 0 {
+	if slices.ContainsFunc(slots, func(s int) bool { return w.scope.env.vars[s].Kinds != 0 }) {
 		w.where = append(w.where, use{name, slots, w.info.GetStartLocation(w.first(e).ID())})
 	}
 }

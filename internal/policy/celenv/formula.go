@@ -12,36 +12,31 @@ import (
 // Undecided, and OpAnd, OpOr, OpNot and OpIf pass that on as CEL does.
 type Node struct {
 	Op    Op
-	Kids  []*Node
-	Value bool   // OpConst
-	Name  string // OpVariable: variables.NAME
+	Value bool // OpConst
 
 	// Field is what is read. Below an OpSome, Elem says that it is read off
 	// the element at hand; elsewhere a field of several texts passes when one
 	// of them does. Other and OtherElem are a second one, or NoField.
-	Field     Field
-	Elem      bool
-	Other     Field
-	OtherElem bool
+	Elem, OtherElem bool
 
-	Fold  Fold     // OpText, OpRegexp, OpSame: of the text that is read
-	Test  Test     // OpText
-	Texts []string // OpText: one of them is enough
-
-	Regexp *regexp.Regexp // OpRegexp
-
+	Fold    Fold    // OpText, OpRegexp, OpSame: of the text that is read
+	Test    Test    // OpText
 	Measure Measure // OpNumber: of Field
 	Rel     Rel     // OpNumber
-	Number  int64   // OpNumber without Other; OpCaps: a set of one
+
+	Field, Other Field
+	Line, Col    int32 // where it starts, both from 1; 0 not known
+
+	Kids   []*Node
+	Texts  []string       // OpText: one of them is enough
+	Name   string         // OpVariable: variables.NAME; OpCaps, OpOpaque: as it was written
+	Number int64          // OpNumber without Other; OpCaps: a set of one
+	Regexp *regexp.Regexp // OpRegexp
+	Opaque *Expr          // OpOpaque
 
 	// Gate, where it is set, is true or undecided whenever the node is, and
 	// cheaper.
 	Gate *Node
-
-	Opaque *Expr // OpOpaque
-
-	Line, Col int // where it starts, both from 1; 0 not known
-	text      string
 }
 
 // NoField stands for no field.

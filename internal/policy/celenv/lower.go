@@ -84,7 +84,8 @@ func (l *lowerer) bool(e ast.Expr) (*Node, error) {
 		n, err = l.leave(e)
 	}
 	if n != nil && n.Line == 0 {
-		n.Line, n.Col = l.place(e)
+		line, col := l.place(e)
+		n.Line, n.Col = int32(line), int32(col)
 		if n.Op == OpNot && n.Kids[0].Line == 0 { // of a != b
 			n.Kids[0].Line, n.Kids[0].Col = n.Line, n.Col
 		}
@@ -148,7 +149,7 @@ func (l *lowerer) leave(e ast.Expr) (*Node, error) {
 	w := walker{scope: l.scope, info: l.ast.SourceInfo()}
 	w.visit(e)
 	x.uses = w.uses
-	return &Node{Op: OpOpaque, Opaque: x, text: text, Field: NoField, Other: NoField}, nil
+	return &Node{Op: OpOpaque, Opaque: x, Name: text, Field: NoField, Other: NoField}, nil
 }
 
 // known takes apart what it knows how to; nil for the rest.
@@ -268,8 +269,13 @@ func (l *lowerer) join(op Op, kids ...ast.Expr) (*Node, error) {
 		if x == nil || err != nil {
 			return nil, err
 		}
+		if x.Op == op && (op == OpAnd || op == OpOr) { // a chain
+			n.Kids = append(n.Kids, x.Kids...)
+			continue
+		}
 		n.Kids = append(n.Kids, x)
 	}
+	n.Kids = slices.Clip(n.Kids)
 	return n, nil
 }
 
@@ -489,7 +495,7 @@ func (l *lowerer) in(x, list ast.Expr) *Node {
 	case shapeArgs:
 		return &Node{Op: OpText, Field: Field(slot), Test: Equal, Texts: []string{t.literal}, Other: NoField}
 	case shapeCaps:
-		n := &Node{Op: OpCaps, Field: Field(slot), Other: NoField, text: t.literal}
+		n := &Node{Op: OpCaps, Field: Field(slot), Other: NoField, Name: t.literal}
 		if bit := slices.Index(capabilities[:], t.literal); bit >= 0 {
 			n.Number = 1 << bit
 			return n

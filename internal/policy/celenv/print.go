@@ -43,7 +43,7 @@ func (e *Env) write(b *strings.Builder, n *Node) {
 	case OpVariable:
 		b.WriteString(n.Name)
 	case OpOpaque:
-		b.WriteString(n.text)
+		b.WriteString(n.Name)
 	case OpSome:
 		fmt.Fprintf(b, "%s.exists(a, ", e.FieldName(n.Field))
 		e.write(b, n.Kids[0])
@@ -111,7 +111,7 @@ func (e *Env) leaf(b *strings.Builder, n *Node) {
 		}
 		fmt.Fprintf(b, "%s %s %s", field, [...]string{Eq: "==", Ne: "!=", Lt: "<", Le: "<=", Gt: ">", Ge: ">="}[n.Rel], right)
 	case OpCaps:
-		fmt.Fprintf(b, "%s in %s", quote(n.text), field)
+		fmt.Fprintf(b, "%s in %s", quote(n.Name), field)
 	case OpFlag:
 		b.WriteString(field)
 	}

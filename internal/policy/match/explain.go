@@ -110,7 +110,7 @@ func (e *explainer) walk(n *celenv.Node, negated bool, in string) {
 }
 
 func (e *explainer) term(n *celenv.Node, negated bool, in string) {
-	t := Term{In: in, Line: n.Line, Col: n.Col, Negated: negated}
+	t := Term{In: in, Line: int(n.Line), Col: int(n.Col), Negated: negated}
 	e.err = nil
 	if t.Truth = e.truth(n); t.Truth == celenv.Failed {
 		t.Err = e.err

@@ -197,6 +197,6 @@ func constantText(n *celenv.Node) (value, known bool) {
 
 func (w *inspector) odd(n *celenv.Node, in string, value bool) {
 	if len(w.info.Odd) < maxTerms {
-		w.info.Odd = append(w.info.Odd, Odd{Text: w.m.env.Term(n), In: in, Line: n.Line, Col: n.Col, Value: value})
+		w.info.Odd = append(w.info.Odd, Odd{Text: w.m.env.Term(n), In: in, Line: int(n.Line), Col: int(n.Col), Value: value})
 	}
 }

@@ -33,6 +33,7 @@ Usage:
   collector [serve] --state DIR [flags]        run the collector
   collector issue   --state DIR --node NAME --out DIR
                                                make the certificate of an agent
+  collector crds    --dir DIR                  bring a cluster's policy objects up to date
   collector version                            print the version
 
 Start here:
@@ -105,10 +106,12 @@ func Main(version string, args []string, stdout, stderr *os.File) int {
 		err = serve(version, args, stdout, stderr)
 	case "issue":
 		err = issue(args, stdout)
+	case "crds":
+		err = crds(version, args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, "collector", version)
 	default:
-		fmt.Fprintf(stderr, "collector: no command %.64q; there are serve, issue and version (collector --help)\n", cmd)
+		fmt.Fprintf(stderr, "collector: no command %.64q; there are serve, issue, crds and version (collector --help)\n", cmd)
 		return exitUsage
 	}
 	switch {

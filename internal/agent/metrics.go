@@ -2,11 +2,13 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/procession-dev/procession/internal/enrich/kube"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/procconn"
 	"github.com/procession-dev/procession/internal/spool"
@@ -78,6 +80,83 @@ var metrics = []metric{
 			put(float64(s.Evicted), "evicted")
 			put(float64(s.Untracked), "untracked")
 			put(float64(s.Trimmed), "trimmed")
+		}),
+	counter("events_place_total", "Looks at where a process runs, by result: one for each event and one for a traced process. unknown: identity_unknown_total says why.", []string{"place"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.pipe.who.Stats()
+			put(float64(s.Host), event.PlaceHost.String())
+			put(float64(s.Container), event.PlaceContainer.String())
+			put(float64(sum(s.Unknown)), event.PlaceUnknown.String())
+		}),
+	counter("identity_unknown_total", "Of these, those of which the place, the pod or the container's name was not known at the event, by reason. Alerts of them are amended when it becomes known.", []string{"reason"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.pipe.who.Stats()
+			all := maps.Clone(s.Incomplete)
+			for reason, n := range s.Unknown {
+				all[reason] += n
+			}
+			for reason, n := range all {
+				put(float64(n), reason)
+			}
+		}),
+	counter("identity_conflicts_total", "Cgroups that say one pod where the kubelet says another. Somebody may be lying.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.who.Stats().Conflicts)) }),
+	gauge("pods", "Pods of this node that are known.", nil, func(a *agent, put func(float64, ...string)) {
+		if a.pods != nil {
+			put(float64(a.pods.Status().Pods))
+		}
+	}),
+	gauge("pods_source", "1 for who tells the pods of this node: pods-api, kubelet, api-watch; disk: nobody does, and those of the last run are used; none.", []string{"source"},
+		func(a *agent, put func(float64, ...string)) {
+			if a.pods != nil {
+				put(1, a.pods.Status().Source)
+			}
+		}),
+	counter("pods_failures_total", "Failures to get the pods of this node, by cause; the log says more.", []string{"cause"},
+		func(a *agent, put func(float64, ...string)) {
+			if a.pods == nil {
+				return
+			}
+			s := a.pods.Stats()
+			for _, cause := range kube.Causes {
+				put(float64(s.Failures[cause]), cause)
+			}
+		}),
+	counter("pods_lists_total", "Lists of this node's pods that were received.", nil, func(a *agent, put func(float64, ...string)) {
+		if a.pods != nil {
+			put(float64(a.pods.Stats().Lists))
+		}
+	}),
+	counter("pods_wanted_total", "Pods and containers that a process was seen in before they were listed, by what became of it; the rest is still looked for.", []string{"result"},
+		func(a *agent, put func(float64, ...string)) {
+			if a.pods != nil {
+				s := a.pods.Stats()
+				put(float64(s.Found), "found")
+				put(float64(s.GivenUp), "given_up")
+				put(float64(s.Refused), "refused")
+			}
+		}),
+	counter("alerts_late_total", "Alerts that left before it was known where their process runs, by what became of it; the rest, alerts_late_waiting, still waits. expired, evicted: given up for want of time, or of room.", []string{"result"},
+		func(a *agent, put func(float64, ...string)) {
+			put(float64(a.late.completed.Load()), "completed")
+			put(float64(a.late.expired.Load()), "expired")
+			put(float64(a.late.evicted.Load()), "evicted")
+		}),
+	gauge("alerts_late_waiting", "Alerts, and events with undecided rules, that wait for the name of their pod or container.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.late.waiting.Load())) }),
+	counter("amendments_total", "Amendments sent: what became known of an alert's pod and container afterwards, and that nobody looks any longer.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.late.amendments.Load())) }),
+	counter("events_late_total", "Events with rules that were undecided for want of the pod, by what became of it: judged again, or given up.", []string{"result"},
+		func(a *agent, put func(float64, ...string)) {
+			put(float64(a.late.judged.Load()), "judged")
+			put(float64(a.late.dropped.Load()), "dropped")
+		}),
+	counter("user_names_total", "Reads of passwd files for the names of users, by result. slow: the file system did not answer in time.", []string{"result"},
+		func(a *agent, put func(float64, ...string)) {
+			s := a.users.Stats()
+			put(float64(s.Reads-s.Failed), "read")
+			put(float64(s.Failed-s.Slow), "failed")
+			put(float64(s.Slow), "slow")
 		}),
 	counter("events_judged_total", "Events handed to the rules.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.pipe.events.Load())) }),

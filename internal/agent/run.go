@@ -18,6 +18,8 @@ import (
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/alert"
 	"github.com/procession-dev/procession/internal/debughttp"
+	"github.com/procession-dev/procession/internal/enrich"
+	"github.com/procession-dev/procession/internal/enrich/kube"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/forward"
 	"github.com/procession-dev/procession/internal/policy"
@@ -41,6 +43,7 @@ The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
 type runFlags struct {
 	state, policies, node string
 	connect               connectFlags
+	pods                  podFlags
 	recorder              string
 	drain, drainTimeout   time.Duration
 	spoolBytes            int64
@@ -56,6 +59,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.StringVar(&f.policies, "policies", "/etc/procession/policies", "`folder` of policy files (*.yaml)")
 	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
 	f.connect.register(fs)
+	f.pods.register(fs)
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
 	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
 	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long to offer alerts to the collector when stopping")
@@ -89,6 +93,9 @@ type agent struct {
 	pipe   *pipeline
 	conn   *procconn.Conn
 	engine *policy.Engine
+	pods   *kube.Pods // nil: nobody knows any
+	users  *enrich.Users
+	late   late
 	build  alert.Builder
 	spool  *spool.Spool
 	sender *forward.Forwarder
@@ -118,8 +125,13 @@ func (a *agent) run(ctx context.Context) error {
 		defer stopSpool()
 		err := a.conn.Run(sourceCtx, a.pipe)
 		a.engine.Flush(a.emit) // no event comes any more
+		a.late.end()
 		return err
 	})
+	if a.pods != nil {
+		parts.Go(func() error { return a.pods.Run(sourceCtx) })
+		parts.Go(func() error { return a.watchPods(sourceCtx) })
+	}
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
 	parts.Go(func() error { a.settle(sourceCtx); return nil })
 	parts.Go(func() error {
@@ -150,10 +162,18 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(a.flags.state, "spool"), MaxBytes: a.flags.spoolBytes, Log: a.log}); err != nil {
 		return fmt.Errorf("--state: %w", err)
 	}
-	if a.pipe, err = newPipeline(a.log, a.judge, func() { a.engine.Tick(a.pipe.now.Mono, a.emit) }); err != nil {
+	if err := a.openPods(); err != nil {
 		return err
 	}
-	a.build.Wall, a.emit = a.pipe.wall, a.alert
+	if a.pipe, err = newPipeline(a.log, a.judge, a.idle); err != nil {
+		return err
+	}
+	a.pipe.who = enrich.New(a.enrichment())
+	if a.users, err = enrich.NewUsers(""); err != nil {
+		return err
+	}
+	a.build.Wall, a.build.User, a.emit = a.pipe.wall, a.users.Name, a.alert
+	a.waitForNames()
 	a.pipe.fair.report, a.pipe.fair.over = a.stormAlert, a.stormOver
 	send := forward.Config{
 		Spool: a.spool, Node: a.flags.node, Version: a.version, BootID: bootID(),
@@ -173,7 +193,7 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 		return err
 	}
 	a.pipe.fair.full = a.conn.Full
-	n, err := a.pipe.table.Scan()
+	n, err := a.pipe.scan()
 	if err != nil {
 		return fmt.Errorf("read the processes that run already: %w", err)
 	}
@@ -204,23 +224,43 @@ func (a *agent) sayGoodbye() {
 
 // judge is the end of the event path: it runs in the reader's goroutine.
 func (a *agent) judge(ev *event.Event) {
-	a.engine.Evaluate(ev, a.emit)
+	if open := a.engine.Evaluate(ev, a.emit); open {
+		a.late.event(ev, ev.Stamp)
+	}
+}
+
+// idle does what time, or new knowledge, demands.
+func (a *agent) idle() {
+	a.late.look(a.pipe.now.Mono)
+	a.engine.Tick(a.pipe.now.Mono, a.emit)
 }
 
 // alert takes a match, on the same goroutine.
-func (a *agent) alert(m *policy.Match) { m.Seq = a.send(a.build.Alert(m.Event, m)) }
+func (a *agent) alert(m *policy.Match) {
+	p := m.Event.Process
+	if p.Workload != nil { // the event may be a copy of some time ago
+		p.Workload = a.pipe.who.Complete(p.Workload)
+	}
+	m.Seq = a.send(a.build.Alert(m.Event, m))
+	a.late.alert(m.Seq, p.Workload, a.pipe.now.Mono)
+}
 
 // send puts an alert into the spool and returns its number there, 0 when it
 // could not.
 func (a *agent) send(al *pb.Alert) (seq uint64) {
+	return a.put(&pb.Item{Item: &pb.Item_Alert{Alert: al}}, al.Rule)
+}
+
+// put puts an item into the spool; about says what it is, for the log.
+func (a *agent) put(it *pb.Item, about string) (seq uint64) {
 	var err error
-	a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], &pb.Item{Item: &pb.Item_Alert{Alert: al}})
+	a.buf, err = proto.MarshalOptions{}.MarshalAppend(a.buf[:0], it)
 	if err == nil {
 		seq, err = a.spool.Append(a.buf)
 	}
 	if err != nil && a.unspooled.Add(1) == 1 {
 		a.log.Error("an alert could not be spooled; it and any later one are counted and reported as lost",
-			"rule", al.Rule, "err", err)
+			"rule", about, "err", err)
 	}
 	return seq
 }

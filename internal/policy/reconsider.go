@@ -20,7 +20,7 @@ func (e *Engine) Reconsider(ev *event.Event, before *event.Workload, emit func(*
 	open := map[int]bool{} // rules that were undecided: whether they alerted then
 	p := ev.Process
 	now := p.Workload
-	p.Workload = before
+	move(p, now, before)
 	if c := e.classOf(ev); c != nil {
 		for _, n := range c.unplaced {
 			open[int(n)] = false
@@ -32,7 +32,7 @@ func (e *Engine) Reconsider(ev *event.Event, before *event.Workload, emit func(*
 			}
 		})
 	}
-	p.Workload = now
+	move(p, before, now)
 	c := e.classOf(ev)
 	if c == nil || len(open) == 0 {
 		return
@@ -49,6 +49,16 @@ func (e *Engine) Reconsider(ev *event.Event, before *event.Workload, emit func(*
 		m.lastMatch.Store(ev.Time.UnixNano())
 		e.settle(r, m, v, ev, emit)
 	})
+}
+
+// move puts p, and its ancestors that run where it does, into another workload:
+// what is known of one of them is known of all.
+func move(p *event.Process, from, to *event.Workload) {
+	for a := p; a != nil; a = a.Parent {
+		if a.Workload == from {
+			a.Workload = to
+		}
+	}
 }
 
 // again asks the rules of a class once more, without counting.

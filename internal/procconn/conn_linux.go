@@ -353,6 +353,10 @@ func (c *Conn) Close() error {
 	return c.src.close()
 }
 
+// Wake has Run call the Handler's Idle soon, though no event comes. It may be
+// called from any goroutine until Close.
+func (c *Conn) Wake() { c.src.wake() }
+
 // deliver hands one record to the Handler.
 func (c *Conn) deliver(r *event.Record) {
 	c.n.delivered[r.Kind].Add(1)

@@ -34,3 +34,6 @@ func (c *Conn) Close() error { return nil }
 
 // Full is 0.
 func (c *Conn) Full() float64 { return 0 }
+
+// Wake does nothing.
+func (c *Conn) Wake() {}

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"sync/atomic"
+	"time"
+
+	pb "github.com/procession-dev/procession/api/proto/procession/v1"
+	"github.com/procession-dev/procession/internal/alert"
+	"github.com/procession-dev/procession/internal/enrich"
+	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/policy"
+)
+
+// What waits for an identity, at most.
+const (
+	// maxLate is how many alerts wait: some hundred bytes each.
+	maxLate = 4096
+	// maxKept is how many of them, or of events without an alert, keep a copy of
+	// the event for rules that could not be decided: some 60 KiB each at worst.
+	maxKept = 128
+	// latePatience is how long. The pod is known half a second before its first
+	// program runs and the container's name up to 1.2 s after; the rest is for a
+	// kubelet that restarts.
+	latePatience = 30 * time.Second
+)
+
+// A late is what left the node, or could not be decided, before it was known
+// where its process runs: each alert gets an amendment when it becomes known,
+// and each event whose rules were undecided for want of it is judged again.
+// What waits too long, or is too much, is given up, said so, and counted.
+//
+// It belongs to the pipeline's goroutine, but for the counts.
+type late struct {
+	complete   func(*event.Workload) *event.Workload
+	generation func() uint64 // of what is known; nil: nobody will know more, and nothing waits
+	send       func(*pb.Item)
+	build      *alert.Builder
+	reconsider func(ev *event.Event, before *event.Workload)
+
+	list []lateItem // the oldest first
+	seen uint64     // generation at the last look
+	kept int        // items with an event
+
+	waiting    atomic.Int64
+	alerts     atomic.Uint64 // alerts that waited: the sum of the next three and those waiting
+	completed  atomic.Uint64 // of these, completed by amendments
+	expired    atomic.Uint64 // of these, given up for want of time
+	evicted    atomic.Uint64 // of these, given up for want of room
+	amendments atomic.Uint64 // sent
+	events     atomic.Uint64 // events kept for rules
+	judged     atomic.Uint64 // of these, judged again with all that can be known
+	dropped    atomic.Uint64 // of these, given up
+}
+
+// A lateItem is an alert (seq), or an event (ev), or both.
+type lateItem struct {
+	seq   uint64
+	ev    *event.Event
+	w     *event.Workload // as far as it is told
+	since uint64          // ns, CLOCK_MONOTONIC
+}
+
+// alert notes an alert whose process runs in w.
+func (l *late) alert(seq uint64, w *event.Workload, now uint64) {
+	if seq == 0 || w == nil || l.generation == nil || !enrich.Late(w) {
+		return
+	}
+	l.alerts.Add(1)
+	l.push(lateItem{seq: seq, w: w, since: now})
+}
+
+// event notes an event for which rules were undecided.
+func (l *late) event(ev *event.Event, now uint64) {
+	w := ev.Process.Workload
+	if w == nil || l.generation == nil || !enrich.Late(w) {
+		return
+	}
+	l.events.Add(1)
+	if l.kept == maxKept {
+		l.dropOldestEvent()
+	}
+	l.kept++
+	l.push(lateItem{ev: policy.Snapshot(ev), w: w, since: now})
+}
+
+func (l *late) push(it lateItem) {
+	if len(l.list) == maxLate {
+		old := l.list[0]
+		l.list = append(l.list[:0], l.list[1:]...)
+		l.giveUp(old, &l.evicted)
+	}
+	l.list = append(l.list, it)
+	l.waiting.Store(int64(len(l.list)))
+}
+
+func (l *late) dropOldestEvent() {
+	for i := range l.list {
+		if l.list[i].ev != nil {
+			l.list = append(l.list[:i], l.list[i+1:]...)
+			l.kept--
+			l.dropped.Add(1)
+			return
+		}
+	}
+}
+
+// look tells what has become known. Call it after each drain: it does nothing
+// when nothing can have.
+func (l *late) look(now uint64) {
+	if len(l.list) == 0 {
+		return
+	}
+	fresh := l.generation()
+	overdue := now-min(now, l.list[0].since) > uint64(latePatience)
+	if fresh == l.seen && !overdue {
+		return
+	}
+	// What is judged again may itself be late and be appended meanwhile.
+	items := l.list
+	l.list = nil
+	l.seen = fresh
+	for _, it := range items {
+		if w := l.complete(it.w); w != it.w {
+			l.tell(&it, w)
+		}
+		switch {
+		case !enrich.Late(it.w):
+			l.finish(it)
+		case now-min(now, it.since) > uint64(latePatience):
+			l.giveUp(it, &l.expired)
+		default:
+			l.push(it)
+		}
+	}
+	l.waiting.Store(int64(len(l.list)))
+}
+
+// tell says what is known by now: w.
+func (l *late) tell(it *lateItem, w *event.Workload) {
+	before := it.w
+	it.w = w
+	if w.Pod == before.Pod && w.Container == before.Container && w.Place == before.Place && w.Sandbox == before.Sandbox {
+		return // another reason only
+	}
+	if it.seq != 0 {
+		l.amend(it, false)
+	}
+	if it.ev != nil {
+		it.ev.Process.Workload = w
+		l.reconsider(it.ev, before)
+	}
+}
+
+func (l *late) amend(it *lateItem, gaveUp bool) {
+	l.amendments.Add(1)
+	l.send(&pb.Item{Item: &pb.Item_Amendment{Amendment: l.build.Amendment(it.seq, it.w, time.Now(), gaveUp)}})
+}
+
+func (l *late) finish(it lateItem) {
+	if it.seq != 0 {
+		l.completed.Add(1)
+	}
+	if it.ev != nil {
+		l.kept--
+		l.judged.Add(1)
+	}
+}
+
+func (l *late) giveUp(it lateItem, count *atomic.Uint64) {
+	if it.seq != 0 {
+		count.Add(1)
+		l.amend(&it, true)
+	}
+	if it.ev != nil {
+		l.kept--
+		l.dropped.Add(1)
+	}
+}
+
+// end gives up what waits: the agent stops.
+func (l *late) end() {
+	for _, it := range l.list {
+		l.giveUp(it, &l.expired)
+	}
+	l.list = nil
+	l.waiting.Store(0)
+}

@@ -169,8 +169,8 @@ func (e *Engine) adopt(l *loaded, emit func(*Match)) {
 	}
 	e.current = l
 	e.places, e.classes = make(map[*event.Workload]*place), make(map[string]*class)
-	for namespace, h := range e.holds {
-		h.follow(e, l, emit)
+	for _, namespace := range e.holding() {
+		e.holds[namespace].follow(e, l, emit)
 		if namespace != "" && l.set.tenants[namespace] == nil {
 			delete(e.holds, namespace)
 		}

@@ -44,8 +44,8 @@ type Engine struct {
 	act     *celenv.Activation
 	view    view
 	holds   map[string]*holder // by namespace
-	now     int64              // the latest time of an event, ns
-	current *loaded            // what the last event was judged by
+	clock   clock
+	current *loaded // what the last event was judged by
 	places  map[*event.Workload]*place
 	classes map[string]*class // those of current, by content
 

@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"encoding/binary"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,15 +23,19 @@ const (
 	maxTenantCounts  = 512
 )
 
+// A clock is the time of the events, in ns. It never goes back: an event that
+// comes late counts as one of now.
+type clock struct {
+	now int64
+	due int64 // when something that is held back runs out; not later than that
+}
+
 // A holder is what is held back for the policies of the cluster, or for those
 // of one namespace: a flood in one cannot push out what another one counts.
 // It belongs to Evaluate's goroutine.
-//
-// Its clock is the time of the events. It never goes back: an event that comes
-// late counts as one of now.
 type holder struct {
+	clock   *clock
 	sum     maphash.Hash // keyed, so that nobody can choose names that collide
-	now     int64        // ns
 	windows timers[*window]
 	counts  timers[*tally]
 	limits  map[string]*spent // by policy
@@ -40,7 +45,7 @@ type holder struct {
 func (e *Engine) holder(namespace string) *holder {
 	h := e.holds[namespace]
 	if h == nil {
-		h = &holder{limits: map[string]*spent{}, now: e.now}
+		h = &holder{clock: &e.clock, limits: map[string]*spent{}}
 		h.windows.most, h.counts.most = maxWindows, maxCounts
 		if namespace != "" {
 			h.windows.most, h.counts.most = maxTenantWindows, maxTenantCounts
@@ -134,15 +139,16 @@ func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *ev
 		}
 	}
 	old := 0
-	for old < len(t.times) && t.times[old] <= h.now-span {
+	for old < len(t.times) && t.times[old] <= h.clock.now-span {
 		old++
 	}
-	t.times = append(slices.Delete(t.times, 0, old), h.now)
-	from := ev.Time.Add(-time.Duration(h.now - t.times[0]))
+	t.times = append(slices.Delete(t.times, 0, old), h.clock.now)
+	from := ev.Time.Add(-time.Duration(h.clock.now - t.times[0]))
 	t.samples.list = slices.DeleteFunc(t.samples.list, func(x Sample) bool { return x.Time.Before(from) })
 	t.samples.add(ev)
 	if len(t.times) < r.threshold.count {
-		h.counts.set(k, h.now+span)
+		h.until(h.clock.now + span)
+		h.counts.set(k, h.clock.now+span)
 		return nil
 	}
 	h.counts.remove(k)
@@ -170,7 +176,9 @@ func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event,
 		return w, true
 	}
 	w, out := h.windows.add(k, &window{rule: r, m: m, from: ev.Time})
-	if h.windows.set(k, h.now+int64(r.aggregate.window)); out != nil {
+	end := h.clock.now + int64(r.aggregate.window)
+	h.until(end)
+	if h.windows.set(k, end); out != nil {
 		h.close(e, out, WhyEvicted, emit)
 	}
 	return w, false
@@ -220,11 +228,11 @@ func (h *holder) allow(p *Policy) bool {
 	}
 	s := h.limits[p.FullName()]
 	if s == nil {
-		s = &spent{since: h.now}
+		s = &spent{since: h.clock.now}
 		h.limits[p.FullName()] = s
 	}
-	if h.now-s.since >= int64(p.limit.window) {
-		s.since, s.alerts = h.now, 0
+	if h.clock.now-s.since >= int64(p.limit.window) {
+		s.since, s.alerts = h.clock.now, 0
 	}
 	if s.alerts >= p.limit.alerts {
 		return false
@@ -233,15 +241,19 @@ func (h *holder) allow(p *Policy) bool {
 	return true
 }
 
-// advance sets the clock and closes what has run out.
-func (h *holder) advance(e *Engine, now int64, emit func(*Match)) {
-	h.now = max(h.now, now)
-	for t, ok := h.counts.due(h.now); ok; t, ok = h.counts.due(h.now) {
-		_ = t // its matches were counted when they came
+// until notes that something runs out at end.
+func (h *holder) until(end int64) { h.clock.due = min(h.clock.due, end) }
+
+// expire closes what has run out, and notes when the next one will.
+func (h *holder) expire(e *Engine, emit func(*Match)) {
+	for ok := true; ok; {
+		_, ok = h.counts.due(h.clock.now) // its matches were counted when they came
 	}
-	for w, ok := h.windows.due(h.now); ok; w, ok = h.windows.due(h.now) {
+	for w, ok := h.windows.due(h.clock.now); ok; w, ok = h.windows.due(h.clock.now) {
 		h.close(e, w, WhyWindow, emit)
 	}
+	h.until(h.counts.next())
+	h.until(h.windows.next())
 }
 
 // follow turns to another set: what belongs to a rule that is gone, or that
@@ -302,13 +314,21 @@ func (e *Engine) advance(ev *event.Event, emit func(*Match)) {
 }
 
 func (e *Engine) tick(now int64, emit func(*Match)) {
-	if now > e.now {
-		e.now = now
-		for _, h := range e.holds {
-			h.advance(e, now, emit)
-		}
+	c := &e.clock
+	if c.now = max(c.now, now); c.now < c.due {
+		return
+	}
+	c.due = never
+	for _, name := range e.holding() {
+		e.holds[name].expire(e, emit)
 	}
 }
+
+const never = 1<<63 - 1
+
+// holding lists whose policies hold something back, in an order that is the
+// same each time: a replay tells the same story.
+func (e *Engine) holding() []string { return slices.Sorted(maps.Keys(e.holds)) }
 
 // Tick tells the engine how late it is, in ns of CLOCK_MONOTONIC, as event.Stamp
 // is: what is held back is summed up in time also when nothing happens.
@@ -321,7 +341,8 @@ func (e *Engine) Tick(mono uint64, emit func(*Match)) {
 
 // Flush sums up everything that is held back, for the end.
 func (e *Engine) Flush(emit func(*Match)) {
-	for _, h := range e.holds {
+	for _, name := range e.holding() {
+		h := e.holds[name]
 		h.windows.each(func(k uint64, w *window) {
 			h.windows.remove(k)
 			h.close(e, w, WhyEnd, emit)
@@ -360,7 +381,7 @@ func (t *timers[T]) add(key uint64, v T) (added, out T) {
 		out = t.heap[0].value
 		t.remove(t.heap[0].key)
 	}
-	x := &timer[T]{key: key, value: v, end: 1<<63 - 1}
+	x := &timer[T]{key: key, value: v, end: never}
 	t.byKey[key] = x
 	heap.Push(&t.heap, x)
 	return v, out
@@ -388,6 +409,14 @@ func (t *timers[T]) due(now int64) (v T, ok bool) {
 	x := t.heap[0]
 	t.remove(x.key)
 	return x.value, true
+}
+
+// next is when the first one runs out.
+func (t *timers[T]) next() int64 {
+	if len(t.heap) == 0 {
+		return never
+	}
+	return t.heap[0].end
 }
 
 // each visits all, in the order in which they run out; f may remove the one it

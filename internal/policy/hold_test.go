@@ -391,3 +391,20 @@ func TestCountsAddUp(t *testing.T) {
 		}
 	}
 }
+
+// Events that are held back cost some allocations for what is kept of them;
+// those that match nothing cost none.
+func TestHoldingCosts(t *testing.T) {
+	s := newScene(t, Config{}, aggregating(", by: [process.cwd]"))
+	match, other := execOf(7), execOf(1)
+	emit := func(*Match) {}
+	for range 10 {
+		s.e.Evaluate(match, emit)
+	}
+	if n := testing.AllocsPerRun(200, func() { s.e.Evaluate(other, emit) }); n != 0 {
+		t.Errorf("an event that matches nothing allocates %v times", n)
+	}
+	if n := testing.AllocsPerRun(200, func() { s.e.Evaluate(match, emit) }); n > 3 {
+		t.Errorf("a repeat allocates %v times", n)
+	}
+}

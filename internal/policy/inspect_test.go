@@ -2,12 +2,14 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/policy/celenv"
 )
 
 func inspected(t *testing.T, c *Compiler, rules string) (*Set, []Inspection) {
@@ -142,5 +144,33 @@ func TestExplainAgreesWithTheEngine(t *testing.T) {
 		if raised[name] != alert {
 			t.Errorf("%s: explained as alert %v, the engine says %v", name, alert, raised[name])
 		}
+	}
+}
+
+// Each term says what it was, and what was compared.
+func TestExplainTerms(t *testing.T) {
+	c, err := NewCompiler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, _ := inspected(t, c, "    - {name: r, events: [Exec], severity: High, condition: variables.isTool && process.uid == 7}\n")
+	p := &event.Process{PID: 7, Name: "nc"}
+	p.Sources[event.FieldName] = event.SourceRecord
+	list, err := c.Explain(set, &event.Event{Kind: event.Exec, Process: p}, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range list[0].Terms {
+		line := x.Truth.String() + " " + x.Text
+		for _, v := range x.Values {
+			line += fmt.Sprintf(" %s=%q missing=%v", v.Name, v.Text, v.Missing)
+		}
+		got = append(got, line)
+	}
+	all := strings.Join(got, "\n")
+	if len(list[0].Terms) < 2 || !strings.Contains(all, `process.name="nc" missing=false`) || !strings.Contains(all, `process.uid="" missing=true`) ||
+		list[0].Terms[0].Truth != celenv.True {
+		t.Errorf("the terms are:\n%s", all)
 	}
 }

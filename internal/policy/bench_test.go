@@ -3,13 +3,19 @@ package policy_test
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
+	"github.com/procession-dev/procession/api/v1alpha1"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/policy"
+	"github.com/procession-dev/procession/internal/policy/celenv"
+	"github.com/procession-dev/procession/internal/policy/match/matchtest"
 	"github.com/procession-dev/procession/internal/policy/policytest"
 )
 
@@ -22,13 +28,154 @@ func everyday(t testing.TB) []*event.Event {
 	return events
 }
 
-// What one event costs with the starter pack: everyday events, and argument
-// lists that are long on purpose.
+const perPolicy = 30
+
+// grownSet is a set of n rules: those of matchtest and others grown from
+// them, perPolicy to a policy, by way of YAML as an author writes it.
+func grownSet(tb testing.TB, c *policy.Compiler, n int) *policy.Set {
+	tb.Helper()
+	var lists []v1alpha1.List
+	for name, values := range matchtest.Lists {
+		lists = append(lists, v1alpha1.List{Name: name, Values: values})
+	}
+	var variables []v1alpha1.Variable
+	for _, v := range matchtest.Variables {
+		variables = append(variables, v1alpha1.Variable{Name: v[0], Expression: v[1]})
+	}
+	conditions := matchtest.Grow(matchtest.Written(), n, 7)
+	var policies []*policy.Policy
+	for i := 0; i < n; i += perPolicy {
+		o := v1alpha1.ClusterDetectionPolicy{
+			TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.KindClusterDetectionPolicy},
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("grown-%d", i)},
+		}
+		o.Spec.Lists, o.Spec.Variables = lists, variables
+		for j, src := range conditions[i:min(i+perPolicy, n)] {
+			o.Spec.Rules = append(o.Spec.Rules, v1alpha1.Rule{Name: fmt.Sprintf("r%d", j), Events: []v1alpha1.EventKind{"Exec"},
+				Severity: v1alpha1.SeverityHigh, Condition: src, MessageExpression: "process.name + ' runs ' + process.cmdline"})
+		}
+		text, err := yaml.Marshal(o)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		objects, err := policy.Parse("grown.yaml", text)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		p, err := c.Compile(objects[0])
+		if err != nil {
+			tb.Fatal(err)
+		}
+		policies = append(policies, p)
+	}
+	set, err := policy.NewSet(policies...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return set
+}
+
+func newEngine(tb testing.TB, c *policy.Compiler, set *policy.Set) *policy.Engine {
+	tb.Helper()
+	e := policy.NewEngine(c, policy.Config{Node: "n"})
+	if err := e.Swap(set); err != nil {
+		tb.Fatal(err)
+	}
+	return e
+}
+
+// What one event costs: the engine, and for comparison CEL rule by rule, as
+// rules grow in number; events meant to take long; the starter pack. The
+// figures in docs/engine.md come from here.
 func BenchmarkEvaluate(b *testing.B) {
+	everydayLife := matchtest.Everyday(2000, 4)
+	for _, n := range []int{10, 100, 1000, 3000} {
+		b.Run(fmt.Sprintf("engine/rules=%d", n), func(b *testing.B) {
+			c := newCompiler(b)
+			engine := newEngine(b, c, grownSet(b, c, n))
+			benchmark(b, everydayLife, func(ev *event.Event) { engine.Evaluate(ev, func(*policy.Match) {}) })
+		})
+	}
+	for _, n := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("celgo/rules=%d", n), func(b *testing.B) {
+			rules, a := celRules(b, n)
+			a.Reset(everydayLife[0])
+			for _, x := range rules {
+				x.Truth(a) // plans it
+			}
+			benchmark(b, everydayLife, func(ev *event.Event) {
+				a.Reset(ev)
+				for _, x := range rules {
+					x.Truth(a)
+				}
+			})
+		})
+	}
+	for name, text := range map[string]string{
+		"paths":    "/app/lib/dependency-12.jar:",
+		"argv":     "-e\x00",
+		"literals": "curl wget|sh nc -e /dev/tcp/ base64 -d iptables -F -exec /bin/sh ",
+		"regexps":  "wget curl iptables nft socket | x ",
+		"invalid":  "\xff\x00",
+	} {
+		b.Run("hostile-128KiB-"+name+"/rules=1000", func(b *testing.B) {
+			c := newCompiler(b)
+			engine := newEngine(b, c, grownSet(b, c, 1000))
+			benchmark(b, []*event.Event{matchtest.Hostile(text, 128<<10)}, func(ev *event.Event) { engine.Evaluate(ev, func(*policy.Match) {}) })
+		})
+	}
+	benchmarkPack(b)
+}
+
+// celRules are the conditions of grownSet, one after the other as CEL has
+// them.
+func celRules(b *testing.B, n int) ([]*celenv.Expr, *celenv.Activation) {
+	env, err := celenv.New()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var rules []*celenv.Expr
+	var s *celenv.Scope
+	for i, src := range matchtest.Grow(matchtest.Written(), n, 7) {
+		if i%perPolicy == 0 {
+			if s, err = env.NewScope(matchtest.Lists); err != nil {
+				b.Fatal(err)
+			}
+			for _, v := range matchtest.Variables {
+				if err := s.AddVariable(v[0], v[1]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		x, err := s.Condition(src)
+		if err != nil {
+			b.Fatal(err)
+		}
+		rules = append(rules, x)
+	}
+	return rules, env.NewActivation("n")
+}
+
+func benchmark(b *testing.B, events []*event.Event, judge func(*event.Event)) {
+	for _, ev := range events[:min(len(events), 20)] {
+		judge(ev)
+	}
+	b.ReportAllocs()
+	start := processorTime(b)
+	n := 0
+	for b.Loop() {
+		judge(events[n%len(events)])
+		n++
+	}
+	b.ReportMetric(float64(processorTime(b)-start)/float64(n), "cpu-ns/op")
+}
+
+// benchmarkPack is about everyday events and the starter pack, and argument
+// lists that are long on purpose.
+func benchmarkPack(b *testing.B) {
 	c := newCompiler(b)
 	set := loadPack(b, c)
-	engine := policy.NewEngine(c, policy.Config{Node: "n"})
-	engine.Swap(set)
+	engine := newEngine(b, c, set)
 	all := everyday(b)
 	kinds := map[string][]*event.Event{"everyday": all}
 	for _, ev := range all {
@@ -46,16 +193,8 @@ func BenchmarkEvaluate(b *testing.B) {
 	kinds["bash-128KiB-against-the-patterns"] = long("bash\x00-c\x00" + strings.Repeat("sh curl |$( ", 10923) + "\x00")
 	for _, name := range []string{"everyday", "Exec", "UIDChange", "Fork", "bash-128KiB-one-argument", "bash-128KiB-of-arguments",
 		"bash-128KiB-against-the-patterns"} {
-		events := kinds[name]
-		b.Run(fmt.Sprintf("%s/rules=%d", name, len(set.Rules())), func(b *testing.B) {
-			b.ReportAllocs()
-			start := processorTime(b)
-			n := 0
-			for b.Loop() {
-				engine.Evaluate(events[n%len(events)], func(*policy.Match) {})
-				n++
-			}
-			b.ReportMetric(float64(processorTime(b)-start)/float64(n), "cpu-ns/op")
+		b.Run(fmt.Sprintf("pack-%s/rules=%d", name, len(set.Rules())), func(b *testing.B) {
+			benchmark(b, kinds[name], func(ev *event.Event) { engine.Evaluate(ev, func(*policy.Match) {}) })
 		})
 	}
 }
@@ -100,5 +239,55 @@ func BenchmarkCompile(b *testing.B) {
 		if _, err := c.Compile(objects[0]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What it takes to put thousands of rules in force: processor time from YAML
+// to the set that is evaluated, and the memory that is kept.
+func BenchmarkCompileRules(b *testing.B) {
+	for _, n := range []int{1000, 3000} {
+		b.Run(fmt.Sprintf("rules=%d", n), func(b *testing.B) {
+			start := processorTime(b)
+			i := 0
+			var mib float64
+			for b.Loop() {
+				mib = float64(rulesInForce(b, n)) / (1 << 20)
+				i++
+			}
+			b.ReportMetric(float64(processorTime(b)-start)/float64(i)/1e9, "cpu-s/op")
+			b.ReportMetric(mib, "MiB")
+		})
+	}
+}
+
+// rulesInForce puts n rules in force, evaluates some events and gives the
+// bytes that are kept.
+func rulesInForce(tb testing.TB, n int) uint64 {
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	c := newCompiler(tb)
+	engine := newEngine(tb, c, grownSet(tb, c, n))
+	for _, ev := range matchtest.Everyday(200, 4) {
+		engine.Evaluate(ev, func(*policy.Match) {})
+	}
+	kept := heap() - before
+	runtime.KeepAlive(engine)
+	return kept
+}
+
+// Rules take the memory that docs/engine.md names: less than 40 MiB for three
+// thousand.
+func TestRulesFitInMemory(t *testing.T) {
+	const n = 600
+	kept := rulesInForce(t, n)
+	t.Logf("%d rules: %.1f MiB", n, float64(kept)/(1<<20))
+	if limit := uint64(40<<20) * n / 3000; kept >= limit {
+		t.Errorf("%d rules take %d bytes; less than %d are promised", n, kept, limit)
 	}
 }

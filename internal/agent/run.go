@@ -42,12 +42,14 @@ The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
 
 type runFlags struct {
 	state, policies, node string
+	nodeLabels            map[string]string // nil: not known
 	connect               connectFlags
 	pods                  podFlags
 	recorder              string
 	drain, drainTimeout   time.Duration
 	spoolBytes            int64
 	metrics               string
+	coverage              time.Duration
 	logFormat, logLevel   string
 }
 
@@ -57,6 +59,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	host, _ := os.Hostname()
 	fs.StringVar(&f.state, "state", "/var/lib/procession", "`folder` for the alerts that wait to be sent; made if missing")
 	fs.StringVar(&f.policies, "policies", "/etc/procession/policies", "`folder` of policy files (*.yaml)")
+	fs.Func("node-labels", "labels of this node, `key=value,...`, for policies with a nodeSelector; without it their rules are undecided", f.setNodeLabels)
 	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
 	f.connect.register(fs)
 	f.pods.register(fs)
@@ -65,6 +68,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long to offer alerts to the collector when stopping")
 	fs.Int64Var(&f.spoolBytes, "spool-bytes", 64<<20, "bound of the alerts on disk, in `bytes`; the oldest give way and are reported as lost")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics, /healthz and /readyz on this loopback `host:port`; empty is off")
+	fs.DurationVar(&f.coverage, "coverage", time.Minute, "how often to report what was seen and what was not, 1s to 10m; the collector calls a node silent after 3m")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn, error")
 	if err := parse(fs, runHelp, args, stdout); err != nil {
@@ -77,10 +81,29 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	if err := f.connect.check(f.node); err != nil {
 		return err
 	}
+	if f.coverage < time.Second || f.coverage > 10*time.Minute {
+		return usagef("--coverage: %v, want 1s to 10m", f.coverage)
+	}
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	a := &agent{flags: f, version: version, log: log, stderr: stderr}
 	return a.run(ctx)
+}
+
+// setNodeLabels takes --node-labels.
+func (f *runFlags) setNodeLabels(text string) error {
+	f.nodeLabels = map[string]string{}
+	if text == "" {
+		return nil // known, and none
+	}
+	for l := range strings.SplitSeq(text, ",") {
+		key, value, ok := strings.Cut(strings.TrimSpace(l), "=")
+		if !ok || key == "" {
+			return fmt.Errorf("%.64q is not of the form key=value", l)
+		}
+		f.nodeLabels[key] = value
+	}
+	return nil
 }
 
 // An agent is the running composition.
@@ -93,6 +116,7 @@ type agent struct {
 	pipe   *pipeline
 	conn   *procconn.Conn
 	engine *policy.Engine
+	cover  *coverer
 	pods   *kube.Pods // nil: nobody knows any
 	users  *enrich.Users
 	late   late
@@ -126,12 +150,14 @@ func (a *agent) run(ctx context.Context) error {
 		err := a.conn.Run(sourceCtx, a.pipe)
 		a.engine.Flush(a.emit) // no event comes any more
 		a.late.end()
+		a.cover.write(time.Now())
 		return err
 	})
 	if a.pods != nil {
 		parts.Go(func() error { return a.pods.Run(sourceCtx) })
 		parts.Go(func() error { return a.watchPods(sourceCtx) })
 	}
+	parts.Go(func() error { a.cover.run(sourceCtx); return nil })
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
 	parts.Go(func() error { a.settle(sourceCtx); return nil })
 	parts.Go(func() error {
@@ -155,7 +181,10 @@ func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
 	if err != nil {
 		return err
 	}
-	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, Log: a.log})
+	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, NodeLabels: a.flags.nodeLabels, Log: a.log})
+	if a.cover, err = newCoverer(a, compiler); err != nil {
+		return fmt.Errorf("the agent's own rule: %w", err)
+	}
 	if err := rules.Load(compiler, a.loadRules); err != nil {
 		return fmt.Errorf("--policies: %w", err)
 	}
@@ -224,6 +253,9 @@ func (a *agent) sayGoodbye() {
 
 // judge is the end of the event path: it runs in the reader's goroutine.
 func (a *agent) judge(ev *event.Event) {
+	if a.cover.own(ev) {
+		return
+	}
 	if open := a.engine.Evaluate(ev, a.emit); open {
 		a.late.event(ev, ev.Stamp)
 	}

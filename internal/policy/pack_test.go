@@ -141,3 +141,29 @@ func TestReferenceExample(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// The page about policies shows one that compiles.
+func TestPoliciesPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/policies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCompiler(t)
+	n := 0
+	for _, part := range strings.Split(string(page), "```yaml\n")[1:] {
+		text, _, _ := strings.Cut(part, "```")
+		objects, err := policy.Parse("docs/policies.md", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			if _, err := c.Compile(o); err != nil {
+				t.Error(err)
+			}
+			n++
+		}
+	}
+	if n == 0 {
+		t.Error("the page shows no policy")
+	}
+}

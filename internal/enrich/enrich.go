@@ -248,7 +248,8 @@ func (e *Enricher) current(n *entry) *event.Workload {
 	return n.w
 }
 
-// Complete is w with what is known by now: w itself if that is no more.
+// Complete is w with what is known by now: w itself if that is no more. What is
+// still missing is asked for.
 func (e *Enricher) Complete(w *event.Workload) *event.Workload {
 	if e.pods == nil || w.PodUID == "" {
 		return w
@@ -256,16 +257,16 @@ func (e *Enricher) Complete(w *event.Workload) *event.Workload {
 	return e.complete(w, false)
 }
 
-// complete makes the Workload that the pods say, and, if ask is set, asks for
-// what is missing. Only a pod's uid that came from the cgroup leads to a pod: a
+// complete makes the Workload that the pods say, and asks for what is missing.
+// A conflict is counted if count is set, by one look-up of the cgroup. Only a pod's uid that came from the cgroup leads to a pod: a
 // container id alone could be the name of a cgroup that somebody made in a
 // container of no pod.
-func (e *Enricher) complete(w *event.Workload, ask bool) *event.Workload {
+func (e *Enricher) complete(w *event.Workload, count bool) *event.Workload {
 	pod, c, conflict := e.pods.Find(w.PodUID, w.ContainerID)
 	next := *w
 	switch {
 	case conflict:
-		if w.Reason != ReasonConflict && ask {
+		if w.Reason != ReasonConflict && count {
 			e.counts.conflicts.Add(1)
 		}
 		next = event.Workload{ContainerID: w.ContainerID, Runtime: w.Runtime, PodUID: w.PodUID, Reason: ReasonConflict}
@@ -291,18 +292,14 @@ func (e *Enricher) complete(w *event.Workload, ask bool) *event.Workload {
 	}
 	switch {
 	case next.Pod == nil:
-		if ask {
-			e.pods.Want(w.PodUID, "")
-		}
+		e.pods.Want(w.PodUID, "")
 	case w.ContainerID == "" && w.Place == event.PlaceUnknown:
 		next.Reason = ReasonNoContainer
 	case w.ContainerID == "":
 		next.Reason = ReasonNamespace
 	case next.Container == nil && !w.Sandbox:
 		next.Reason = ReasonNoStatus
-		if ask {
-			e.pods.Want(w.PodUID, w.ContainerID)
-		}
+		e.pods.Want(w.PodUID, w.ContainerID)
 	}
 	if *w == next {
 		return w

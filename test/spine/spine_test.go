@@ -222,6 +222,13 @@ type procLine struct {
 // lines reads the complete lines of an NDJSON file.
 func lines(t *testing.T, file string) []alertLine {
 	t.Helper()
+	return decodeLines[alertLine](t, file)
+}
+
+func (a *alertLine) keep(raw string) { a.raw = raw }
+
+func decodeLines[T any](t *testing.T, file string) []T {
+	t.Helper()
 	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -230,7 +237,7 @@ func lines(t *testing.T, file string) []alertLine {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var out []alertLine
+	var out []T
 	r := bufio.NewReader(f)
 	for {
 		b, err := r.ReadBytes('\n')
@@ -240,11 +247,13 @@ func lines(t *testing.T, file string) []alertLine {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var a alertLine
+		var a T
 		if err := json.Unmarshal(b, &a); err != nil {
 			t.Fatalf("line %d of %s is no JSON: %v\n%.300s", len(out)+1, file, err, b)
 		}
-		a.raw = string(b)
+		if k, ok := any(&a).(interface{ keep(string) }); ok {
+			k.keep(string(b))
+		}
 		out = append(out, a)
 	}
 }

@@ -5,7 +5,7 @@
 set -euo pipefail
 need=() # command:package
 for cp in gcc:gcc ip:iproute2 unshare:util-linux mount:mount protoc:protobuf-compiler \
-	mkfs.ext4:e2fsprogs cpio:cpio busybox:busybox-static xz:xz-utils "$@"; do
+	mkfs.ext4:e2fsprogs runc:runc cpio:cpio busybox:busybox-static xz:xz-utils "$@"; do
 	command -v "${cp%%:*}" >/dev/null || need+=("${cp##*:}")
 done
 # Debian keeps the server's programs out of the way.

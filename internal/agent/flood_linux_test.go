@@ -36,6 +36,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if command := os.Getenv(commandVar); command != "" {
+		os.Exit(Main(strings.Fields(command), os.Stdout, os.Stderr, "test"))
+	}
 	if args := os.Getenv(floodRun); args != "" {
 		var kind, d string
 		var makers int

@@ -84,9 +84,13 @@ func readTruth(t *testing.T, s *socket, n *counters) (all []Message) {
 // TestStorm: with buffers that are much too small and a Handler that is
 // stuck, what is handed over and what is told as lost is what the kernel made,
 // to the last message. The truth is what another socket heard. The storm has
-// 5,000 processes and threads, or 100,000 if PROCESSION_STORM is set.
+// 5,000 processes and threads, 1,000 with -short, or 100,000 if PROCESSION_STORM
+// is set.
 func TestStorm(t *testing.T) {
 	forks, threads := 1500, 3500
+	if testing.Short() {
+		forks, threads = 400, 600
+	}
 	if os.Getenv("PROCESSION_STORM") != "" {
 		forks, threads = 10_000, 90_000
 	}
@@ -104,7 +108,7 @@ func TestStorm(t *testing.T) {
 		s := &side{name: name, w: newWitness(), marks: marks{}, got: map[serial]bool{}}
 		n := 0
 		s.w.keep = func(r *event.Record) bool {
-			for n++; n%1024 == 0 && s.slow.Load(); {
+			for n++; n%256 == 0 && s.slow.Load(); {
 				time.Sleep(time.Millisecond) // stuck until the storm is over
 			}
 			s.w.note(func() {

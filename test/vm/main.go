@@ -8,7 +8,8 @@
 //
 // What it does not hide: a test that began and did not end has failed, a
 // console line that was damaged is counted and fails the kernel, and a kernel
-// that warned meanwhile (tainted) fails too.
+// that warned meanwhile (tainted) fails too. Only when the emulator itself
+// fails is a kernel started a second time, and the log says so.
 //
 // Kernels come from the Debian archive that the system uses, through an apt
 // configuration of their own, and stay in the cache directory
@@ -295,7 +296,7 @@ func install(ctx context.Context, log io.Writer, o *options) error {
 	return host.Install(ctx, log, tools...)
 }
 
-// runKernel boots one kernel once.
+// runKernel boots one kernel and runs everything on it.
 func runKernel(ctx context.Context, log io.Writer, root, cache string, t target, im *image, bin *binaries, progs []program, o *options) (KernelResult, error) {
 	mods, err := im.modulesFor(ctx, o.modules)
 	if err != nil {
@@ -326,7 +327,7 @@ func runKernel(ctx context.Context, log io.Writer, root, cache string, t target,
 	kctx, cancel := context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 	defer cancel()
 	fmt.Fprintf(log, "%s: booting %s (%s)\n", t.name, im.Release, o.accel)
-	b, err := start(kctx, log, t, qemuArgs(t, im, initramfs, o), &job, raw)
+	b, err := startAgain(kctx, log, t, qemuArgs(t, im, initramfs, o), &job, raw)
 	if err != nil {
 		return KernelResult{}, err
 	}

@@ -94,7 +94,7 @@ func start(ctx context.Context, log io.Writer, t target, args []string, job *wir
 	case ctx.Err() != nil:
 		b.faults = append(b.faults, fmt.Sprintf("stopped after %s: %v", b.took.Round(time.Second), context.Cause(ctx)))
 	case err != nil:
-		return nil, fmt.Errorf("qemu: %w: %s", err, strings.TrimSpace(errs.String()))
+		return nil, &emulatorError{err, strings.TrimSpace(errs.String())}
 	case len(b.faults) > 0:
 	case b.guest == nil:
 		b.faults = append(b.faults, "the guest ended without a word")
@@ -175,6 +175,28 @@ func (b *boot) take(log io.Writer, t target, job *wire.Job, f wire.Frame, run in
 		b.faults = append(b.faults, "guest: "+f.Text)
 	}
 	return run
+}
+
+// An emulatorError says that qemu itself failed: it was killed, or could not
+// go on. A guest that panics or powers off ends it without an error.
+type emulatorError struct {
+	err  error
+	said string
+}
+
+func (e *emulatorError) Error() string { return fmt.Sprintf("qemu: %v: %s", e.err, e.said) }
+func (e *emulatorError) Unwrap() error { return e.err }
+
+// startAgain is start, and once more if the emulator failed: that says nothing
+// about the kernel or the tests. What they say is never tried again.
+func startAgain(ctx context.Context, log io.Writer, t target, args []string, job *wire.Job, raw io.Writer) (*boot, error) {
+	b, err := start(ctx, log, t, args, job, raw)
+	var crash *emulatorError
+	if errors.As(err, &crash) && ctx.Err() == nil {
+		fmt.Fprintf(log, "%s: the emulator failed, once more: %v\n", t.name, err)
+		return start(ctx, log, t, args, job, raw)
+	}
+	return b, err
 }
 
 // errTimeout is why a VM was stopped.

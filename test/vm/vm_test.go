@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/binary"
+	"errors"
 	"github.com/procession-dev/procession/internal/testenv"
 	"io"
 	"os"
@@ -196,6 +197,53 @@ func TestCollectAndSummarize(t *testing.T) {
 			if r.ok() != tt.ok || strings.Join(got, " ") != tt.tests || r.Programs[0].Error != tt.why {
 				t.Errorf("ok %v, tests %q, error %q, faults %q; want ok %v, tests %q, error %q",
 					r.ok(), got, r.Programs[0].Error, r.Faults, tt.ok, tt.tests, tt.why)
+			}
+		})
+	}
+}
+
+// A crash of the emulator is tried again, once. Whatever a guest says or does
+// is not.
+func TestStartAgain(t *testing.T) {
+	job := &wire.Job{Runs: []wire.Run{{Name: "p"}}}
+	console := frames(wire.Frame{Kind: wire.KindUp, Text: wire.JSON(wire.Guest{Release: "6.1"})}, wire.Frame{Kind: wire.KindBegin, Text: "0"},
+		wire.Frame{Kind: wire.KindLine, Text: "\x16=== RUN   TestA\n\x16--- FAIL: TestA (0.10s)\n"},
+		wire.Frame{Kind: wire.KindEnd, Text: wire.JSON(wire.End{Exit: 1})}, wire.Frame{Kind: wire.KindBye})
+	for _, tt := range []struct {
+		name, script string
+		starts       int
+		failed       bool // with an error of the emulator
+	}{
+		{"crashes once", `[ $n -gt 1 ] || kill -ABRT $$; cat console`, 2, false},
+		{"crashes always", `exit 1`, 2, true},
+		{"a test fails", `cat console`, 1, false},
+		{"the guest panics", `exit 0`, 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write := func(name, text string, mode os.FileMode) {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write("console", console, 0o644)
+			write(machine("amd64").Command, "#!/bin/sh\ncd "+dir+"\necho >>starts\nn=$(wc -l <starts)\n"+tt.script+"\n", 0o755)
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			var log bytes.Buffer
+			b, err := startAgain(t.Context(), &log, target{kernel: kernel{name: "k", arch: "amd64"}}, nil, job, io.Discard)
+			var crash *emulatorError
+			if errors.As(err, &crash) != tt.failed {
+				t.Errorf("error %v; want one of the emulator: %t", err, tt.failed)
+			}
+			if !tt.failed && b == nil {
+				t.Error("nothing came out of it")
+			}
+			n, err := os.ReadFile(filepath.Join(dir, "starts"))
+			if err != nil || len(n) != tt.starts {
+				t.Errorf("started %d times, want %d (%v)", len(n), tt.starts, err)
+			}
+			if said := strings.Contains(log.String(), "once more"); said != (tt.starts == 2) {
+				t.Errorf("the log says of it: %q", &log)
 			}
 		})
 	}

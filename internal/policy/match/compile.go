@@ -20,6 +20,7 @@ const (
 	opIf                // three kids
 	opRef               // id: of a shared formula
 	opAtom              // id: of an atom
+	opAny               // id: of a list of atoms of one field
 	opLazy              // id: of a leaf; evaluated once for an event
 	opElement           // id: of a leaf; evaluated for the element at hand
 )
@@ -40,13 +41,14 @@ type instr struct {
 	end int32
 }
 
-// An atom is true when a field's text passes one of some tests.
+// An atom is true when a field's text passes one of some tests. Few tests are
+// atoms of their own, which many rules share; many are one, so that no rule has
+// to look through them.
 type atom struct {
 	field int32 // index in Matcher.fields
 	guess float64
-	short string // its shortest literal that may be anywhere
-	broad bool   // there is one
-	node  *celenv.Node
+	node  *celenv.Node // its tests; nil: one is all
+	one   use          // one of its tests, the shortest
 }
 
 // A leaf is a part of a formula that is evaluated on its own.
@@ -73,13 +75,16 @@ type leafKey struct {
 type compiler struct {
 	m       *Matcher
 	atomIDs map[string]int32
-	leafIDs map[leafKey]int32
-	refs    map[*celenv.Node]int32 // shared formulas
-	shared  []*expr                // by ref
-	needs   map[*expr]need         // of shared formulas
-	texts   [][]use                // by index in Matcher.fields
-	fieldID map[celenv.Field]int32
-	key     strings.Builder
+	anyIDs  map[string]int32
+	// anyLists become Matcher.any.
+	anyLists [][]int32
+	leafIDs  map[leafKey]int32
+	refs     map[*celenv.Node]int32 // shared formulas
+	shared   []*expr                // by ref
+	needs    map[*expr]need         // of shared formulas
+	texts    [][]use                // by index in Matcher.fields
+	fieldID  map[celenv.Field]int32
+	key      strings.Builder
 }
 
 // New makes a matcher. It is work for off the event path: some microseconds
@@ -105,7 +110,7 @@ func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
 
 func newMatcher(env *celenv.Env, rules []Rule) (*Matcher, *compiler) {
 	m := &Matcher{env: env, rules: rules}
-	return m, &compiler{m: m, atomIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
+	return m, &compiler{m: m, atomIDs: map[string]int32{}, anyIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
 		needs: map[*expr]need{}, fieldID: map[celenv.Field]int32{}}
 }
 
@@ -118,6 +123,7 @@ func (c *compiler) finish(conditions []*expr) {
 	for i, uses := range c.texts {
 		m.fields[i].finder = newFinder(uses)
 	}
+	m.any = newLists(c.anyLists)
 	c.index(conditions)
 	m.prepare()
 }
@@ -203,14 +209,16 @@ func (c *compiler) variable(n *celenv.Node) *expr {
 		c.shared = append(c.shared, nil)
 		c.shared[id] = simplify(c.expr(n))
 	}
-	if x := c.shared[id]; x.op == opConst || x.op == opAtom || x.op == opLazy || x.op == opRef {
+	if x := c.shared[id]; x.op == opConst || x.op == opAtom || x.op == opAny || x.op == opLazy || x.op == opRef {
 		return x // as cheap as the reference
 	}
 	return &expr{op: opRef, id: id, weight: c.shared[id].weight/4 + 2}
 }
 
-// atom finds or makes the atom that is true when one of the tests of f
-// passes.
+// fewTests is how many tests are atoms of their own.
+const fewTests = 16
+
+// atom makes what is true when one of the tests of f passes.
 func (c *compiler) atom(f celenv.Field, nodes []*celenv.Node) *expr {
 	fi := c.field(f)
 	var uses []use
@@ -224,6 +232,27 @@ func (c *compiler) atom(f celenv.Field, nodes []*celenv.Node) *expr {
 	}
 	slices.SortFunc(uses, compareUses)
 	uses = slices.Compact(uses)
+	if len(uses) < 2 || len(uses) > fewTests {
+		return &expr{op: opAtom, id: c.intern(fi, nodes, uses), weight: 1}
+	}
+	ids := make([]int32, len(uses))
+	for i := range uses {
+		ids[i] = c.intern(fi, nodes, uses[i:i+1])
+	}
+	slices.Sort(ids)
+	c.key.Reset()
+	fmt.Fprint(&c.key, ids)
+	id, ok := c.anyIDs[c.key.String()]
+	if !ok {
+		id = int32(len(c.anyLists))
+		c.anyIDs[c.key.String()] = id
+		c.anyLists = append(c.anyLists, ids)
+	}
+	return &expr{op: opAny, id: id, weight: 2}
+}
+
+// intern finds or makes the atom of some uses.
+func (c *compiler) intern(fi int32, nodes []*celenv.Node, uses []use) int32 {
 	c.key.Reset()
 	fmt.Fprintf(&c.key, "%d", fi)
 	for _, u := range uses {
@@ -231,24 +260,25 @@ func (c *compiler) atom(f celenv.Field, nodes []*celenv.Node) *expr {
 	}
 	key := c.key.String()
 	id, ok := c.atomIDs[key]
-	if !ok {
-		id = int32(len(c.m.atoms))
-		c.atomIDs[key] = id
-		a := atom{field: fi, node: nodes[0]}
-		if len(nodes) > 1 {
-			a.node = &celenv.Node{Op: celenv.OpOr, Kids: nodes}
-		}
-		for i := range uses {
-			uses[i].atom = id
-			a.guess += guess(&uses[i])
-			if s := uses[i].literal; uses[i].test != celenv.Equal && (!a.broad || len(s) < len(a.short)) {
-				a.short, a.broad = s, true
-			}
-		}
-		c.texts[fi] = append(c.texts[fi], uses...)
-		c.m.atoms = append(c.m.atoms, a)
+	if ok {
+		return id
 	}
-	return &expr{op: opAtom, id: id, weight: 1}
+	id = int32(len(c.m.atoms))
+	c.atomIDs[key] = id
+	a := atom{field: fi}
+	if len(uses) != 1 {
+		a.node = &celenv.Node{Op: celenv.OpOr, Kids: nodes}
+	}
+	for i := range uses {
+		uses[i].atom = id
+		a.guess += guess(&uses[i])
+		if i == 0 || len(uses[i].literal) < len(a.one.literal) {
+			a.one = uses[i]
+		}
+	}
+	c.texts[fi] = append(c.texts[fi], uses...)
+	c.m.atoms = append(c.m.atoms, a)
+	return id
 }
 
 func compareUses(a, b use) int {
@@ -447,6 +477,14 @@ func (c *compiler) need(e *expr, not bool) need {
 	case opAtom:
 		if !not {
 			return need{[]int32{e.id}, c.m.atoms[e.id].guess, true}
+		}
+	case opAny:
+		if !not {
+			n := need{terms: c.anyLists[e.id], ok: true}
+			for _, a := range n.terms {
+				n.cost += c.m.atoms[a].guess
+			}
+			return n
 		}
 	case opLazy:
 		if p, cheap := chance(c.m.leaves[e.id].node); cheap && !not {

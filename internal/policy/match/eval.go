@@ -8,6 +8,8 @@ func (m *Matcher) eval(pc int32) celenv.Truth {
 	switch in.op {
 	case opAtom:
 		return m.atomTruth(in.id)
+	case opAny:
+		return m.anyTruth(in.id)
 	case opAnd:
 		return m.evalAnd(pc+1, in.end)
 	case opOr:
@@ -82,6 +84,22 @@ func (m *Matcher) atomTruth(id int32) celenv.Truth {
 	fi := &m.fields[m.atoms[id].field]
 	if fi.epoch != m.epoch {
 		if m.read(fi); m.hit.Has(int(id)) {
+			return celenv.True
+		}
+	}
+	if fi.missing {
+		return celenv.Undecided
+	}
+	return celenv.False
+}
+
+// anyTruth is the value of "one of these atoms", which are of one field.
+func (m *Matcher) anyTruth(id int32) celenv.Truth {
+	list := m.any.of(id)
+	fi := &m.fields[m.atoms[list[0]].field]
+	m.read(fi)
+	for _, a := range list {
+		if m.hit.Has(int(a)) {
 			return celenv.True
 		}
 	}

@@ -10,7 +10,7 @@ import (
 type Info struct {
 	Indexed bool     // it is looked at only when one of Needs is there
 	Needs   []string // terms of which one must be there; at most 8
-	Atoms   int      // groups of texts it looks for
+	Atoms   int      // texts, or long lists of them, that it looks for
 	Lazy    int      // numbers, yes/no facts, regular expressions and loops it asks for
 	Opaque  []string // terms only CEL decides: some hundred nanoseconds and some allocations each
 	Always  bool     // true for every event it looks at, if nothing is missing
@@ -79,6 +79,8 @@ func (w *inspector) code(pc int32, refs map[int32]bool) {
 	switch in.op {
 	case opAtom:
 		w.info.Atoms++
+	case opAny:
+		w.info.Atoms += len(w.m.any.of(in.id))
 	case opRef:
 		if !refs[in.id] {
 			refs[in.id] = true
@@ -121,14 +123,26 @@ func (w *inspector) need(term int32) {
 		text = w.m.env.Term(w.m.leaves[^term].node)
 	} else {
 		a := &w.m.atoms[term]
-		text = w.m.env.Term(a.node)
-		if s := a.short; len(s) < 3 && a.broad && !slices.Contains(w.info.Short, s) {
+		text = w.m.env.Term(w.m.atomNode(a))
+		if s := a.one.literal; len(s) < 3 && a.one.test != celenv.Equal && !slices.Contains(w.info.Short, s) {
 			w.info.Short = append(w.info.Short, s)
 		}
 	}
 	if len(w.info.Needs) < maxNeeds {
 		w.info.Needs = append(w.info.Needs, text)
 	}
+}
+
+// atomNode is an atom as a formula.
+func (m *Matcher) atomNode(a *atom) *celenv.Node {
+	if a.node != nil {
+		return a.node
+	}
+	n := &celenv.Node{Op: celenv.OpText, Field: m.fields[a.field].of, Other: celenv.NoField, Test: a.one.test, Texts: []string{a.one.literal}}
+	if a.one.anyCase {
+		n.Fold = celenv.FoldLower
+	}
+	return n
 }
 
 // constant says what n is for every event about which nothing is missing,

@@ -42,6 +42,7 @@ type Matcher struct {
 	exceptions [][]int32 // by rule: pcs of its exceptions
 	refStart   []int32   // by ref: pc of the shared formula
 	atoms      []atom
+	any        lists // of atoms
 	leaves     []leaf
 	fields     []field
 	needs      []need // by rule

@@ -88,7 +88,8 @@ type file struct {
 }
 
 // NewDir is the directory dir: its files that end in .yaml, .yml or .json,
-// without those whose names begin with a dot. Folders in it are not entered.
+// without those whose names begin with a dot, and without files of test cases
+// (NAME.test.yaml). Folders in it are not entered.
 func NewDir(dir string, log *slog.Logger) *Dir {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -176,7 +177,9 @@ func (d *Dir) names() ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, ".") || e.IsDir() {
+		// Test cases may stand beside their policy.
+		test := strings.HasSuffix(strings.TrimSuffix(name, filepath.Ext(name)), ".test")
+		if strings.HasPrefix(name, ".") || e.IsDir() || test {
 			continue
 		}
 		if slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/enrich/kube"
 	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/policy/source"
 	"github.com/procession-dev/procession/internal/procconn"
 	"github.com/procession-dev/procession/internal/spool"
 )
@@ -215,6 +216,35 @@ var metrics = []metric{
 			for _, n := range a.engine.Namespaces() {
 				put(float64(len(n.OverBudget)), n.Name)
 			}
+		}),
+	gauge("policies", "Policies by state. Loaded: in force as written. Kept: the new version is broken, the last good one is in force. Refused: broken, none is in force.", []string{"state"},
+		func(a *agent, put func(float64, ...string)) {
+			have := a.policyStates.Load()
+			for _, s := range []source.State{source.Loaded, source.Kept, source.Refused} {
+				n := 0
+				if have != nil {
+					n = (*have)[s]
+				}
+				put(float64(n), string(s))
+			}
+		}),
+	gauge("policy_watch_up", "1: policies are watched at the API server. 0: they are not, the log says why, and the rules in force stay. 1 too when they come from a directory.", nil,
+		func(a *agent, put func(float64, ...string)) {
+			up := 1.0
+			if a.watcher != nil {
+				if st := a.watcher.Status(); !st.Synced || st.Error != "" {
+					up = 0
+				}
+			}
+			put(up)
+		}),
+	counter("policy_watch_failures_total", "Lists and watches of policies at the API server that ended with an error.", nil,
+		func(a *agent, put func(float64, ...string)) {
+			if a.watcher == nil {
+				put(0)
+				return
+			}
+			put(float64(a.watcher.Status().Failures))
 		}),
 	gauge("rules", "Rules in force.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(len(a.engine.Set().Rules()))) }),

@@ -24,13 +24,13 @@ import (
 	"github.com/procession-dev/procession/internal/forward"
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
+	policykube "github.com/procession-dev/procession/internal/policy/source/kube"
 	"github.com/procession-dev/procession/internal/procconn"
 	"github.com/procession-dev/procession/internal/spool"
 )
 
 const runHelp = `
-Hears process events, judges them against the policies in a directory, keeps
-each alert on disk until the collector has it, and sends it there.
+Hears process events, judges them against policies, keeps each alert on disk until the collector has it, and sends it there.
 
 "listening" appears on stderr once events are proven to arrive. SIGTERM or
 Ctrl-C stops: what was alerted is spooled, and offered to the collector for
@@ -44,6 +44,7 @@ type runFlags struct {
 	state, policies, node string
 	nodeLabels            map[string]string // nil: not known
 	connect               connectFlags
+	cluster               clusterFlags
 	pods                  podFlags
 	recorder              string
 	drain, drainTimeout   time.Duration
@@ -62,6 +63,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.Func("node-labels", "labels of this node, `key=value,...`, for policies with a nodeSelector; without it their rules are undecided", f.setNodeLabels)
 	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
 	f.connect.register(fs)
+	f.cluster.register(fs)
 	f.pods.register(fs)
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
 	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
@@ -79,6 +81,9 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 		return err
 	}
 	if err := f.connect.check(f.node); err != nil {
+		return err
+	}
+	if err := f.cluster.check(); err != nil {
 		return err
 	}
 	if f.coverage < time.Second || f.coverage > 10*time.Minute {
@@ -116,6 +121,10 @@ type agent struct {
 	pipe   *pipeline
 	conn   *procconn.Conn
 	engine *policy.Engine
+
+	watcher      *policykube.Watcher // nil: rules come from a directory
+	policyStates atomic.Pointer[map[source.State]int]
+
 	cover  *coverer
 	pods   *kube.Pods // nil: nobody knows any
 	users  *enrich.Users
@@ -134,7 +143,10 @@ type agent struct {
 // source when ctx ends, the spool when the source has ended, the sender when
 // the spool has. A part that fails ends all.
 func (a *agent) run(ctx context.Context) error {
-	rules := source.NewDir(a.flags.policies, a.log)
+	rules, err := a.rules()
+	if err != nil {
+		return err
+	}
 	if err := a.assemble(ctx, rules); err != nil {
 		return err
 	}
@@ -168,7 +180,7 @@ func (a *agent) run(ctx context.Context) error {
 	if a.flags.metrics != "" {
 		parts.Go(func() error { return debughttp.Serve(sendCtx, a.flags.metrics, a.registry(), a.ready) })
 	}
-	err := errors.Join(parts.Wait(), a.spool.Close())
+	err = errors.Join(parts.Wait(), a.spool.Close())
 	a.sayGoodbye()
 	return err
 }
@@ -176,7 +188,7 @@ func (a *agent) run(ctx context.Context) error {
 // assemble makes the parts, in an order that finds mistakes of the
 // configuration before anything is started, and returns when events are
 // proven to arrive.
-func (a *agent) assemble(ctx context.Context, rules *source.Dir) error {
+func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	compiler, err := policy.NewCompiler()
 	if err != nil {
 		return err
@@ -303,6 +315,8 @@ func (a *agent) loadRules(u source.Update) {
 		a.log.Error("the rules in force stay", "err", err)
 		return
 	}
+	states := u.States()
+	a.policyStates.Store(&states)
 	if more := u.Set.Kinds() &^ a.kinds; a.kinds != 0 && more != 0 {
 		for _, k := range event.AllKinds() {
 			if more.Has(k) {

@@ -50,7 +50,11 @@ func write(t *testing.T, path, text string) {
 func brief(u source.Update) string {
 	inForce := map[string]string{}
 	for _, r := range u.Set.Rules() {
-		inForce[r.Policy] = strings.TrimPrefix(r.Spec.Condition, "process.uid == ")
+		name := r.Policy
+		if r.Namespace != "" {
+			name = r.Namespace + "/" + name
+		}
+		inForce[name] = strings.TrimPrefix(r.Spec.Condition, "process.uid == ")
 	}
 	var lines []string
 	for _, f := range u.Files {

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+
+	"github.com/procession-dev/procession/internal/policy"
+	"github.com/procession-dev/procession/internal/policy/source"
+	policykube "github.com/procession-dev/procession/internal/policy/source/kube"
+)
+
+// clusterFlags say what comes from the cluster's API server. Nothing of its
+// client is made when nothing does.
+type clusterFlags struct {
+	policiesFrom string
+	caConfigMap  string
+}
+
+// Where policies come from.
+const (
+	fromDirectory  = "directory"
+	fromKubernetes = "kubernetes"
+)
+
+func (f *clusterFlags) register(fs *flag.FlagSet) {
+	fs.StringVar(&f.policiesFrom, "policies-from", fromDirectory, "where policies come from: directory (that of --policies), or kubernetes (objects of the cluster; the last good ones are kept in --state)")
+	fs.StringVar(&f.caConfigMap, "collector-ca-configmap", "", "`namespace/name` of the ConfigMap that --collector-ca is the file of: asked at the API server while the file is not there")
+}
+
+func (f *clusterFlags) check() error {
+	if f.policiesFrom != fromDirectory && f.policiesFrom != fromKubernetes {
+		return usagef("--policies-from: %q is neither directory nor kubernetes", f.policiesFrom)
+	}
+	if f.caConfigMap != "" {
+		if ns, name, ok := strings.Cut(f.caConfigMap, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+			return usagef("--collector-ca-configmap: %q is not namespace/name", f.caConfigMap)
+		}
+	}
+	return nil
+}
+
+// ruleSource is where rules come from: Load puts in force what there is, Run
+// keeps them as they are there.
+type ruleSource interface {
+	Load(c *policy.Compiler, update func(source.Update)) error
+	Run(ctx context.Context, update func(source.Update)) error
+}
+
+// clusterRules are the policies of a cluster.
+type clusterRules struct {
+	*source.Objects
+	*policykube.Watcher
+}
+
+// rules makes the source of the rules, and has the forwarder ask the API server
+// for the collector's bundle as long as there is no file.
+func (a *agent) rules() (ruleSource, error) {
+	f := a.flags.cluster
+	if f.policiesFrom == fromDirectory && f.caConfigMap == "" {
+		return source.NewDir(a.flags.policies, a.log), nil
+	}
+	client, err := policykube.NewClient("procession-agent/" + a.version)
+	if errors.Is(err, policykube.ErrNotInCluster) {
+		return nil, fmt.Errorf("--policies-from kubernetes and --collector-ca-configmap work in a Kubernetes cluster only: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if ns, name, ok := strings.Cut(f.caConfigMap, "/"); ok {
+		a.flags.connect.fetchCA = func(ctx context.Context) ([]byte, error) {
+			return client.ConfigMapKey(ctx, ns, name, "ca.crt")
+		}
+	}
+	if f.policiesFrom == fromDirectory {
+		return source.NewDir(a.flags.policies, a.log), nil
+	}
+	log := a.log.With(slog.String("from", fromKubernetes))
+	objects := source.NewObjects(filepath.Join(a.flags.state, "policies.json"), log)
+	if a.watcher, err = client.NewWatcher(objects, log); err != nil {
+		return nil, err
+	}
+	return clusterRules{objects, a.watcher}, nil
+}

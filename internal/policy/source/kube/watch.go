@@ -1,0 +1,297 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/procession-dev/procession/api/v1alpha1"
+	"github.com/procession-dev/procession/internal/policy/source"
+)
+
+// kinds are what is watched.
+var kinds = []struct{ kind, resource string }{
+	{v1alpha1.KindClusterDetectionPolicy, "clusterdetectionpolicies"},
+	{v1alpha1.KindDetectionPolicy, "detectionpolicies"},
+}
+
+const (
+	// settle is how long changes are collected: an upgrade changes many objects
+	// one after the other.
+	settle = 100 * time.Millisecond
+
+	// breather is the least time between two sets of rules: somebody who changes
+	// a policy all the time does not keep the agent busy with it.
+	breather = 500 * time.Millisecond
+
+	// Between two tries at an API server that fails.
+	backoffMin = 500 * time.Millisecond
+	backoffMax = 30 * time.Second
+)
+
+// A Watcher keeps a source.Objects as the cluster is.
+type Watcher struct {
+	log     *slog.Logger
+	objects *source.Objects
+	stores  []*store
+	changed chan struct{} // capacity 1
+
+	mu     sync.Mutex // guards status
+	status Status
+}
+
+// Status says how the watch stands. Counters are since New.
+type Status struct {
+	Synced   bool      // each kind was listed once
+	Changes  uint64    // sets of objects handed over
+	Failures uint64    // lists and watches that ended with an error
+	Error    string    // of the last failure; "" when there was none since the last change or list
+	ErrorAt  time.Time // of it
+}
+
+// NewWatcher makes a watcher. It connects to nothing.
+func (c *Client) NewWatcher(objects *source.Objects, log *slog.Logger) (*Watcher, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	w := &Watcher{log: log, objects: objects, changed: make(chan struct{}, 1)}
+	scheme, gv := policyScheme()
+	r, err := c.restClient(gv, scheme)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range kinds {
+		w.stores = append(w.stores, newStore(w, k.kind, k.resource, r))
+	}
+	return w, nil
+}
+
+// Status takes a snapshot.
+func (w *Watcher) Status() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.status
+	s.Synced = true
+	for _, st := range w.stores {
+		s.Synced = s.Synced && st.isSynced()
+	}
+	return s
+}
+
+// Run watches until ctx ends, and calls update after each change that matters.
+func (w *Watcher) Run(ctx context.Context, update func(source.Update)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, st := range w.stores {
+		g.Go(func() error { return st.run(ctx) })
+	}
+	g.Go(func() error { return w.deliver(ctx, update) })
+	return g.Wait()
+}
+
+// deliver hands over what has changed, not too often.
+func (w *Watcher) deliver(ctx context.Context, update func(source.Update)) error {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	<-pause.C
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.changed:
+		}
+		pause.Reset(settle)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-pause.C:
+		}
+		for _, st := range w.stores {
+			objects, ok := st.take()
+			if !ok {
+				continue
+			}
+			if err := w.objects.Set(st.kind, objects, update); err != nil {
+				w.log.Error("policies cannot be put in force; the rules in force stay", "kind", st.kind, "err", err)
+			}
+			w.mu.Lock()
+			w.status.Changes++
+			w.mu.Unlock()
+		}
+		pause.Reset(breather)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-pause.C:
+		}
+	}
+}
+
+func (w *Watcher) wake() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// failed is told when a list or a watch ended with an error.
+func (w *Watcher) failed(kind string, err error) {
+	// A watch that is too old, and one that the server ended, are its usual life.
+	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || errors.Is(err, context.Canceled) {
+		return
+	}
+	w.mu.Lock()
+	first := w.status.Error == ""
+	w.status.Failures++
+	w.status.Error, w.status.ErrorAt = fmt.Sprintf("%s: %v", kind, err), time.Now()
+	w.mu.Unlock()
+	if first {
+		w.log.Warn("policies cannot be watched; the rules in force stay, and it is tried again", "kind", kind, "err", err)
+	}
+}
+
+func (w *Watcher) succeeded() {
+	w.mu.Lock()
+	again := w.status.Error != ""
+	w.status.Error = ""
+	w.mu.Unlock()
+	if again {
+		w.log.Info("policies are watched again")
+	}
+}
+
+// A store is what the reflector fills with one kind's objects.
+type store struct {
+	w              *Watcher
+	kind, resource string
+	rest           rest.Interface
+
+	mu      sync.Mutex // guards what follows
+	objects map[string]source.Object
+	synced  bool
+	dirty   bool
+}
+
+func newStore(w *Watcher, kind, resource string, r rest.Interface) *store {
+	return &store{w: w, kind: kind, resource: resource, rest: r, objects: map[string]source.Object{}}
+}
+
+// run lists and watches, again and again, until ctx ends.
+func (s *store) run(ctx context.Context) error {
+	quiet := klog.Logger{} // what the reflector has to say is said by failed, in this program's words
+	lw := cache.NewListWatchFromClient(s.rest, s.resource, metav1.NamespaceAll, fields.Everything())
+	r := cache.NewReflectorWithOptions(lw, &object{}, s, cache.ReflectorOptions{Name: s.kind, TypeDescription: s.kind, Logger: &quiet})
+	backoff := backoffMin
+	for {
+		began := time.Now()
+		err := r.ListAndWatchWithContext(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			s.w.failed(s.kind, err)
+		}
+		if time.Since(began) > backoffMax {
+			backoff = backoffMin
+		}
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff)): // a fleet does not come back at once
+		case <-ctx.Done():
+			return nil
+		}
+		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+func (s *store) isSynced() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.synced
+}
+
+// take gives all objects if something has changed since the last time.
+func (s *store) take() ([]source.Object, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dirty {
+		return nil, false
+	}
+	s.dirty = false
+	all := make([]source.Object, 0, len(s.objects))
+	for _, o := range s.objects {
+		all = append(all, o)
+	}
+	return all, true
+}
+
+func (s *store) change(f func(map[string]source.Object) error) error {
+	s.mu.Lock()
+	err := f(s.objects)
+	s.dirty = true
+	s.mu.Unlock()
+	s.w.succeeded()
+	s.w.wake()
+	return err
+}
+
+func (s *store) put(to map[string]source.Object, obj any) error {
+	o, ok := obj.(*object)
+	if !ok {
+		return fmt.Errorf("the API server sent a %T for a %s", obj, s.kind)
+	}
+	text, err := o.text(s.kind)
+	if err != nil {
+		return fmt.Errorf("%s %s/%s: %w", s.kind, o.Namespace, o.Name, err)
+	}
+	to[o.Namespace+"/"+o.Name] = source.Object{Namespace: o.Namespace, Name: o.Name, Text: text}
+	return nil
+}
+
+// The methods of a cache.ReflectorStore.
+
+func (s *store) Add(obj any) error {
+	return s.change(func(m map[string]source.Object) error { return s.put(m, obj) })
+}
+
+func (s *store) Update(obj any) error { return s.Add(obj) }
+
+func (s *store) Delete(obj any) error {
+	return s.change(func(m map[string]source.Object) error {
+		o, ok := obj.(*object)
+		if !ok {
+			return fmt.Errorf("the API server sent a %T for a %s", obj, s.kind)
+		}
+		delete(m, o.Namespace+"/"+o.Name)
+		return nil
+	})
+}
+
+func (s *store) Replace(list []any, _ string) error {
+	next := make(map[string]source.Object, len(list))
+	for _, obj := range list {
+		if err := s.put(next, obj); err != nil {
+			return err
+		}
+	}
+	return s.change(func(m map[string]source.Object) error {
+		clear(m)
+		for k, o := range next {
+			m[k] = o
+		}
+		s.synced = true
+		return nil
+	})
+}
+
+func (s *store) Resync() error { return nil }

@@ -12,7 +12,7 @@ mkdir -p "$bin"
 "$bin/controller-gen" crd paths=./api/v1alpha1 output:crd:dir=deploy/helm/procession/crds
 PATH=$bin:$PATH protoc -I api/proto --go_out=api/proto --go_opt=paths=source_relative \
 	--go-grpc_out=api/proto --go-grpc_opt=paths=source_relative \
-	procession/v1/alert.proto procession/v1/ingest.proto
+	procession/v1/alert.proto procession/v1/ingest.proto procession/v1/query.proto
 
 # Reference pages that are drawn from the code.
 go test ./internal/policy/celenv -run Reference -update >/dev/null

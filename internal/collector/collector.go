@@ -21,9 +21,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/procession-dev/procession/internal/debughttp"
+	"github.com/procession-dev/procession/internal/fleet"
 	"github.com/procession-dev/procession/internal/ingest"
 	"github.com/procession-dev/procession/internal/pki"
 	"github.com/procession-dev/procession/internal/present"
+	"github.com/procession-dev/procession/internal/query"
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/sink/ndjson"
 	"github.com/procession-dev/procession/internal/sink/terminal"
@@ -55,6 +57,9 @@ type Config struct {
 
 	Terminal io.Writer     // nil is none
 	Style    present.Style // of the terminal
+
+	Keep      time.Duration // how long records are kept; 0 is for ever
+	KeepBytes int64         // how large the store may grow, about; 0 is without bound
 
 	ReadyFile string // made when agents can connect, removed at the end
 
@@ -90,6 +95,12 @@ func (c Config) withDefaults() (Config, error) {
 		if err := pki.CheckServerName(n); err != nil {
 			return c, usagef("--name", "%v", err)
 		}
+	}
+	if c.Keep < 0 || c.Keep > 0 && c.Keep < time.Hour {
+		return c, usagef("--keep", "%v, want at least 1h, or 0 for ever", c.Keep)
+	}
+	if c.KeepBytes < 0 || c.KeepBytes > 0 && c.KeepBytes < 16<<20 {
+		return c, usagef("--keep-bytes", "%d, want at least 16777216 (16 MiB), or 0 for no bound", c.KeepBytes)
 	}
 	if c.DrainWait == 0 {
 		c.DrainWait = 5 * time.Second
@@ -128,8 +139,9 @@ type Collector struct {
 	sinks []*sink.Runner
 
 	watchCA func(context.Context) // nil: the authority is looked at when it is used
-	file  *ndjson.File
-	ready chan struct{} // closed when agents can connect
+	file    *ndjson.File
+	query   net.Listener  // for people on this machine; nil when it could not be had
+	ready   chan struct{} // closed when agents can connect
 }
 
 // New opens everything a collector needs, or says what is missing and holds
@@ -181,6 +193,11 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	}
 	if c.srv, err = ingest.New(in); err != nil {
 		return nil, err
+	}
+	if c.query, err = query.Listen(cfg.State); err != nil {
+		// As when the path is too long for a socket: nothing is lost by it.
+		cfg.Log.Warn("nobody can ask questions: the socket in the state directory cannot be made", slog.Any("err", err))
+		c.query = nil
 	}
 	if c.agent, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, listenError("--listen", cfg.Listen, err)
@@ -355,6 +372,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	if c.watchCA != nil {
 		rest.Go(func() { c.watchCA(queueCtx) })
 	}
+	c.watch(queueCtx, &rest)
 	for _, r := range c.sinks {
 		sinks.Go(func() { fail(r.Run(sinkCtx)) })
 	}
@@ -381,6 +399,27 @@ func (c *Collector) Run(ctx context.Context) error {
 		return *err
 	}
 	return nil
+}
+
+// watch starts what looks after the store and answers people.
+func (c *Collector) watch(ctx context.Context, g *sync.WaitGroup) {
+	j := newJanitor(c)
+	g.Go(func() { j.run(ctx) })
+	f := fleet.New(fleet.Config{Store: c.st, Queue: c.queue, Owner: c.owner, Log: c.cfg.Log, Registerer: c.reg})
+	g.Go(func() { f.Run(ctx) })
+	if c.query == nil {
+		return
+	}
+	conf := query.Config{Cluster: c.cfg.Cluster, Store: c.st, Queue: c.queue, Sinks: c.sinks}
+	if st, ok := c.st.(*store.SQLite); ok {
+		conf.Backup = st.Backup
+	}
+	q := query.New(conf)
+	g.Go(func() {
+		if err := q.Serve(ctx, c.query); err != nil && ctx.Err() == nil {
+			c.cfg.Log.Warn("questions can no longer be asked", slog.Any("err", err))
+		}
+	})
 }
 
 // fit is what /readyz says: the store takes commits, and nobody has asked to stop.
@@ -462,7 +501,7 @@ func (c *Collector) close() {
 	if c.cfg.ReadyFile != "" && c.st != nil { // without the state it is another collector's
 		os.Remove(c.cfg.ReadyFile)
 	}
-	for _, l := range []net.Listener{c.agent, c.http} {
+	for _, l := range []net.Listener{c.agent, c.http, c.query} {
 		if l != nil {
 			l.Close()
 		}

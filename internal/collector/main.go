@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 
 	"github.com/procession-dev/procession/internal/pki"
 	"github.com/procession-dev/procession/internal/present"
+	"github.com/procession-dev/procession/internal/query"
+	"github.com/procession-dev/procession/internal/store"
 )
 
 // Exit codes.
@@ -34,7 +37,11 @@ Usage:
   collector issue   --state DIR --node NAME --out DIR
                                                make the certificate of an agent
   collector crds    --dir DIR                  bring a cluster's policy objects up to date
+  collector restore --state DIR --from FILE    put a backup in the place of the database
   collector version                            print the version
+
+Ask the collector that runs on this machine (--state DIR):
+` + query.Help + `
 
 Start here:
   collector serve --state ./state --terminal   in one terminal
@@ -60,6 +67,10 @@ const serveHelp = `collector serve: run the collector until SIGINT or SIGTERM (a
                        certificate; may be repeated. Known: localhost, 127.0.0.1,
                        ::1 and this host's name.
   --cluster NAME       first part of every alert's id (local). Do not change it later.
+
+  --keep TIME          how long records are kept (720h); 0 is for ever
+  --keep-bytes BYTES   how large the database may grow (8 GiB); 0 is without bound. The
+                       oldest go first, what a sink does not have yet last
 
   --ndjson FILE        append every alert to FILE, one JSON object per line, each
                        exactly once. Move it away at any time: a new one is begun.
@@ -108,11 +119,20 @@ func Main(version string, args []string, stdout, stderr *os.File) int {
 		err = issue(args, stdout)
 	case "crds":
 		err = crds(version, args, stdout)
+	case "restore":
+		err = restore(args, stdout)
 	case "version":
 		fmt.Fprintln(stdout, "collector", version)
 	default:
-		fmt.Fprintf(stderr, "collector: no command %.64q; there are serve, issue, crds and version (collector --help)\n", cmd)
-		return exitUsage
+		if !slices.Contains(query.Commands(), cmd) {
+			fmt.Fprintf(stderr, "collector: no command %.64q; collector --help lists them\n", cmd)
+			return exitUsage
+		}
+		ctx, stop := stopOnSignal()
+		defer stop()
+		if err = query.Command(ctx, cmd, args, stdout); errors.Is(err, query.ErrUsage) {
+			err = &UsageError{"flags", err.Error()}
+		}
 	}
 	switch {
 	case err == nil || errors.Is(err, flag.ErrHelp):
@@ -158,6 +178,8 @@ func serve(version string, args []string, stdout, stderr *os.File) error {
 	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:7443", "")
 	fs.Var(&names, "name", "")
 	fs.StringVar(&cfg.Cluster, "cluster", "local", "")
+	fs.DurationVar(&cfg.Keep, "keep", 30*24*time.Hour, "")
+	fs.Int64Var(&cfg.KeepBytes, "keep-bytes", 8<<30, "")
 	fs.StringVar(&cfg.Database, "database", "", "")
 	fs.StringVar(&cfg.NDJSON, "ndjson", "", "")
 	fs.StringVar(&cfg.Sinks, "sinks", "", "")
@@ -272,6 +294,37 @@ func issue(args []string, stdout io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(stdout, "agent.crt, agent.key and ca.crt of node %s are in %s, good until %s\n", node, out, until.UTC().Format(time.RFC3339))
+	return nil
+}
+
+const restoreHelp = `collector restore: put a backup in the place of the database.
+
+  --state DIR   the collector's state directory; it must not be running. Required.
+  --from FILE   made by collector backup. Required.
+
+The database that was there is kept beside it, as alerts.db.before-restore. Agents
+send again what they still have of what came after the backup; sinks go on where the
+backup has them, so they are offered some records twice, with the same ids.
+`
+
+func restore(args []string, stdout io.Writer) error {
+	var state, from string
+	fs := flag.NewFlagSet("restore", flag.ContinueOnError)
+	fs.StringVar(&state, "state", "", "")
+	fs.StringVar(&from, "from", "", "")
+	if err := parse(fs, restoreHelp, args, stdout); err != nil {
+		return err
+	}
+	for name, v := range map[string]string{"--state": state, "--from": from} {
+		if v == "" {
+			return usagef(name, "is required (collector restore --help)")
+		}
+	}
+	n, err := store.RestoreSQLite(context.Background(), state, from)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	fmt.Fprintf(stdout, "%s: restored, its newest record is number %d\n", state, n)
 	return nil
 }
 

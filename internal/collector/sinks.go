@@ -126,8 +126,8 @@ func (s *SinkConfig) check() error {
 		return fmt.Errorf("from: %.32q, want oldest or now", s.From)
 	}
 	for i, k := range s.Kinds {
-		kind := kindOf(k)
-		if kind == 0 {
+		kind, ok := store.ParseKind(k)
+		if !ok {
 			return fmt.Errorf("kinds[%d]: %.32q, want alert, amendment, coverage, loss, rejected or damaged", i, k)
 		}
 		s.filter.Kinds = append(s.filter.Kinds, kind)
@@ -141,15 +141,6 @@ func (s *SinkConfig) check() error {
 	}
 	s.filter.Rules, s.filter.Namespaces = s.Rules, s.Namespaces
 	return s.filter.Check()
-}
-
-func kindOf(name string) store.Kind {
-	for _, k := range []store.Kind{store.Alert, store.Amendment, store.Coverage, store.Loss, store.Rejected, store.Damaged} {
-		if k.String() == name {
-			return k
-		}
-	}
-	return 0
 }
 
 // open makes the destination.

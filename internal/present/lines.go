@@ -112,6 +112,11 @@ func (s Style) AppendAlertLine(dst []byte, id Identity, a *pb.Alert) []byte {
 	dst = appendWord(dst, ruleName(a.GetRule()), false)
 	dst = s.off(dst)
 	dst = append(dst, ' ')
+	if p == nil && a.GetMessage() != "" { // about no process: of the collector
+		dst = AppendPhrase(dst, []byte(a.GetMessage()))
+		dst = s.appendAlertTail(dst, id, a)
+		return s.cut(dst, start)
+	}
 	dst = appendPlace(dst, ev)
 	dst = append(dst, ' ')
 	if as := p.GetAncestors(); len(as) > 0 {

@@ -345,6 +345,9 @@ func (s *Spool) setAcked(e Epoch, next func(*lane) (uint64, error)) error {
 		return err
 	}
 	back := v < l.acked
+	if !back {
+		s.stats.Acked += v - l.acked
+	}
 	l.acked = v
 	err = l.mapFile(s.fs, s.cfg.Dir)
 	if err == nil {
@@ -376,6 +379,7 @@ type Stats struct {
 	Made    uint64 // sequence numbers given out
 	Durable uint64 // records synced, or acknowledged before the disk took them
 	Queued  uint64 // now: records that wait for the disk
+	Acked   uint64 // acknowledged, of all epochs; what a collector lost and took again counts twice
 	Lost    [NumReasons]uint64
 
 	Unacked       uint64    // now: of all epochs, without what is settled as lost by the collector

@@ -65,6 +65,9 @@ func (c *core) other(ctx context.Context, ch Change, now time.Time) (res Result,
 			ON CONFLICT(name) DO UPDATE SET owner=excluded.owner, until=excluded.until
 			WHERE lease.owner=excluded.owner OR lease.until<=?`, ch.Name, ch.Owner, now.Add(ch.For).UnixNano(), now.UnixNano())
 		return Result{Stale: n == 0}, err
+	case *Flagged:
+		_, err := c.exec(ctx, `UPDATE node SET flags=? WHERE name=?`, ch.Flags, ch.Node)
+		return Result{}, err
 	case *Trim:
 		n, err := c.exec(ctx, `DELETE FROM record WHERE id IN (SELECT id FROM record WHERE id<=? ORDER BY id LIMIT ?)`, ch.UpTo, ch.Limit)
 		if err != nil || n == 0 {
@@ -242,7 +245,7 @@ func (c *core) DeadLetters(ctx context.Context, sink string, after int64, limit 
 
 // Nodes implements Store.
 func (c *core) Nodes(ctx context.Context) (map[string]NodeState, error) {
-	rows, err := c.r.QueryContext(ctx, `SELECT m.node, m.seen, n.coverage, coalesce(n.received, 0)
+	rows, err := c.r.QueryContext(ctx, `SELECT m.node, m.seen, n.coverage, coalesce(n.received, 0), coalesce(n.flags, '')
 		FROM (SELECT node, max(seen) AS seen FROM mark GROUP BY node) m LEFT JOIN node n ON n.name=m.node`)
 	if err != nil {
 		return nil, dbError("read", err)
@@ -253,7 +256,7 @@ func (c *core) Nodes(ctx context.Context) (map[string]NodeState, error) {
 		var name string
 		var seen, at int64
 		var n NodeState
-		if err := rows.Scan(&name, &seen, &n.Coverage, &at); err != nil {
+		if err := rows.Scan(&name, &seen, &n.Coverage, &at, &n.Flags); err != nil {
 			return nil, dbError("read", err)
 		}
 		n.Seen, n.At = fromNanos(seen), fromNanos(at)

@@ -70,6 +70,9 @@ var migrations = []string{
 		coverage BLOB NOT NULL,
 		received INTEGER NOT NULL
 	) STRICT, WITHOUT ROWID;`,
+
+	// 3. What is wrong with a node, as far as it was told.
+	`ALTER TABLE node ADD COLUMN flags TEXT NOT NULL DEFAULT '';`,
 }
 
 // migrate brings the database to this program's version, one transaction per

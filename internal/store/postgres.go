@@ -145,6 +145,7 @@ var pgMigrations = []string{
 		coverage BYTEA NOT NULL,
 		received BIGINT NOT NULL
 	);`,
+	`ALTER TABLE node ADD COLUMN flags TEXT NOT NULL DEFAULT ''`,
 }
 
 func (p *Postgres) migrate(ctx context.Context) error {

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -38,6 +39,7 @@ const readBytes = 4 << 20
 // for it.
 type SQLite struct {
 	core
+	path string // of the database
 	lock *os.File
 	wdb  *sql.DB
 	conn *sql.Conn // the only user of wdb
@@ -78,6 +80,7 @@ func OpenSQLite(ctx context.Context, dir string) (_ *SQLite, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s.path = path
 	// Made here for its mode: SQLite gives its log and index the same one.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -225,6 +228,114 @@ func (s *SQLite) Commit(ctx context.Context, changes []Change) (_ []Result, err 
 		}
 	}
 	return results, nil
+}
+
+// Backup writes the database, as it is at one moment, into a new file, while
+// commits and reads go on. The file is a database like alerts.db.
+func (s *SQLite) Backup(ctx context.Context, file string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // for its mode, and to take nobody else's
+	if err != nil {
+		return err
+	}
+	f.Close()
+	db, err := sql.Open("sqlite", dsn(s.path)) // the readers may write nothing, not even elsewhere
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	// VACUUM INTO takes an empty file.
+	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, file); err != nil {
+		os.Remove(file)
+		return dbError("back up", err)
+	}
+	if f, err = os.OpenFile(file, os.O_RDWR, 0); err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(file)))
+}
+
+// RestoreSQLite puts a backup in the place of the database in dir, which nobody
+// may use, and keeps that one beside it. The backup is checked before. It
+// returns the cursor of the newest record.
+func RestoreSQLite(ctx context.Context, dir, file string) (head int64, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return 0, err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
+	if err := checkBackup(ctx, file); err != nil {
+		return 0, err
+	}
+	path := filepath.Join(dir, dbFile)
+	tmp := path + ".restoring"
+	if err := copyFile(tmp, file); err != nil {
+		return 0, err
+	}
+	// The log belongs to the file beside it: together, or the old log would be
+	// played into the new file.
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		if err := os.Rename(path+suffix, path+".before-restore"+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return 0, err
+	}
+	if err := syncDir(dir); err != nil {
+		return 0, err
+	}
+	lock.Close()
+	st, err := OpenSQLite(ctx, dir)
+	if err != nil {
+		return 0, err
+	}
+	head, err = st.Head(ctx)
+	return head, errors.Join(err, st.Close())
+}
+
+// checkBackup refuses what is no whole database of ours.
+func checkBackup(ctx context.Context, file string) error {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); err != nil { // SQLite would make it
+		return err
+	}
+	db, err := sql.Open("sqlite", dsn(path, "query_only(1)"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var app int
+	var check string
+	if err := db.QueryRowContext(ctx, `SELECT (SELECT application_id FROM pragma_application_id), (SELECT quick_check FROM pragma_quick_check LIMIT 1)`).Scan(&app, &check); err != nil {
+		return dbError(file, err)
+	}
+	if app != applicationID {
+		return fmt.Errorf("%s: not a database of this collector", file)
+	}
+	if check != "ok" {
+		return fmt.Errorf("%s: %w: %s", file, ErrDamaged, check)
+	}
+	return nil
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
 }
 
 // vacuum gives some pages of removed records back to the file system. That it

@@ -80,6 +80,16 @@ func (k Kind) String() string {
 	return "Kind(" + strconv.Itoa(int(k)) + ")"
 }
 
+// ParseKind is the kind whose String is s.
+func ParseKind(s string) (Kind, bool) {
+	for k := Alert; k <= Coverage; k++ {
+		if k.String() == s {
+			return k, true
+		}
+	}
+	return 0, false
+}
+
 // A Record is one row: an item of an agent, a rejected record or a loss.
 type Record struct {
 	Cursor int64 // set by the store, counts up
@@ -128,7 +138,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func Checksum(payload []byte) uint32 { return crc32.Checksum(payload, castagnoli) }
 
 // A Change is one thing to commit: *Batch, *Hello, *Heard, *SinkMoved,
-// *SinkReplay, *Lease or *Trim.
+// *SinkReplay, *Lease, *Flagged or *Trim.
 type Change interface{ change() }
 
 // A Batch stores consecutive records of one epoch: Records[i+1].Seq is
@@ -197,6 +207,9 @@ type Lease struct {
 	For         time.Duration // 0 gives it back
 }
 
+// Flagged keeps a word about a node of which a Coverage is known.
+type Flagged struct{ Node, Flags string }
+
 // Trim removes up to Limit of the oldest records, none above UpTo.
 type Trim struct {
 	UpTo  int64
@@ -209,6 +222,7 @@ func (*Heard) change()      {}
 func (*SinkMoved) change()  {}
 func (*SinkReplay) change() {}
 func (*Lease) change()      {}
+func (*Flagged) change()    {}
 func (*Trim) change()       {}
 
 // A Result answers one Change. Records of a batch add up:
@@ -277,6 +291,7 @@ type SinkState struct {
 type NodeState struct {
 	Seen     time.Time // last message that was stored of it
 	Coverage []byte    // payload of its last Coverage, nil if there is none
+	Flags    string    // what Flagged said last
 	At       time.Time // when the collector received that
 }
 

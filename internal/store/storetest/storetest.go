@@ -530,6 +530,10 @@ func testNodeStates(t *testing.T, open Opener) {
 		"n":     {Seen: two, Coverage: []byte("second"), At: one},
 		"m":     {Seen: two, Coverage: []byte("of m"), At: two},
 	}
+	commit(t, st, &store.Flagged{Node: "m", Flags: "silent"}, &store.Flagged{Node: "quiet", Flags: "has no coverage"})
+	m := want["m"]
+	m.Flags = "silent"
+	want["m"] = m
 	got, err := st.Nodes(t.Context())
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("nodes %v (-want +got):\n%s", err, d)

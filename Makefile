@@ -41,6 +41,10 @@ race: test ## the same as test: everything runs with the race detector
 fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 	@hack/fuzz.sh $(FUZZTIME)
 
+.PHONY: difftest
+difftest: ## hold the rule engine against CEL: a million pairs of rules and events, with missing facts
+	go test ./internal/policy/match -run 'Agrees?WithCEL' -count=1 -v -pairs 1000000 -seed $${SEED:-$$RANDOM} -timeout 30m
+
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, shell syntax
 	@hack/lint.sh

@@ -86,6 +86,8 @@ type explainer struct {
 	seen   []string // variables that were taken apart
 	values map[int]celenv.Value
 	err    error // the first failure
+
+	variables map[*celenv.Node]Verdict
 }
 
 func (e *explainer) walk(n *celenv.Node, negated bool, in string) {
@@ -163,7 +165,7 @@ func (e *explainer) truth(n *celenv.Node) celenv.Truth {
 			return c
 		}
 	case celenv.OpVariable:
-		return e.truth(n.Kids[0])
+		return e.variable(n.Kids[0])
 	case celenv.OpText:
 		return e.text1(n, n.Texts)
 	case celenv.OpSome:
@@ -176,6 +178,26 @@ func (e *explainer) truth(n *celenv.Node) celenv.Truth {
 		return v
 	}
 	return e.plain(n)
+}
+
+// variable is the value of a variable of the policy, found once: one that
+// names another twice, which names another twice, would take for ever.
+func (e *explainer) variable(n *celenv.Node) celenv.Truth {
+	v, ok := e.variables[n]
+	if !ok {
+		before := e.err
+		e.err = nil
+		v.Truth = e.truth(n)
+		v.Err = e.err
+		if e.variables == nil {
+			e.variables = map[*celenv.Node]Verdict{}
+		}
+		e.variables[n], e.err = v, before
+	}
+	if e.err == nil {
+		e.err = v.Err
+	}
+	return v.Truth
 }
 
 // text1 tests the texts of a field, or of the element at hand, one by one.

@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -74,4 +75,36 @@ func TestVirtualTime(t *testing.T) {
 			t.Errorf("%s: -want +got:\n%s", tt.name, d)
 		}
 	}
+}
+
+// Whatever a file of cases holds, it runs or is refused, and says the same
+// each time.
+func FuzzRun(f *testing.F) {
+	for _, name := range []string{"containers", "execution", "everyday"} {
+		data, err := os.ReadFile("../../../deploy/helm/procession/policies/tests/" + name + ".test.yaml")
+		if err != nil {
+			f.Fatal(err)
+		}
+		_, cases, _ := strings.Cut(string(data), "\n")
+		f.Add("policies: [p.yaml]\n" + cases)
+	}
+	f.Add("policies: [p.yaml]\nnamespaces: {shop: {team: a}}\nnode: {name: x}\ncases:\n  - {name: c, until: 10m, events: [{kind: Exec, at: 1s, process: {name: yy}, pod: {namespace: shop}}], expect: [{rule: noisy, repeats: 1}], quiet: [often]}\n")
+	c, err := policy.NewCompiler()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		fsys := fstest.MapFS{"p.yaml": {Data: []byte(timed)}, "p.test.yaml": {Data: []byte(text)}}
+		r, err := Run(c, fsys, "p.test.yaml")
+		if err != nil {
+			return
+		}
+		again, err := Run(c, fsys, "p.test.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(r, again); d != "" {
+			t.Errorf("two runs differ:\n%s", d)
+		}
+	})
 }

@@ -417,11 +417,23 @@ func variables() []Variable {
 			})
 		}
 	}
-	tenants = append(tenants, of("ancestors", 0, "", ancestorsOf(viewTenant)))
+	tenants = append(tenants, of("ancestors", 0, "", ancestorsOf(viewTenant)), of("process.ppid", 0, "", numIf(tenantPPID)))
 	for i := range tenants {
 		tenants[i].tenant = true
 	}
 	return append(append(out, eventVars...), tenants...)
+}
+
+// tenantPPID is 0 for the first process of the pod, as it is for those inside.
+func tenantPPID(a *Activation) (int64, bool) {
+	p := a.ev.Process
+	switch sees, known := TenantSees(p, p.Parent); {
+	case !p.Has(event.FieldParent) || !known:
+		return 0, false
+	case !sees:
+		return 0, true
+	}
+	return int64(p.PPID), true
 }
 
 // hidden are the variables tenants do not have: the node is not theirs.

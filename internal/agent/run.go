@@ -251,7 +251,11 @@ func (a *agent) sayListening(processes int) {
 		a.log.Warn("process events are read without the recorder: a process that lives for microseconds may lose its arguments", "way", st.Way, "reason", st.Reason)
 	}
 	if len(a.engine.Set().Rules()) == 0 {
-		a.log.Warn("no rule is in force: nothing will be alerted until the policy directory holds one that compiles", "dir", a.flags.policies)
+		if a.watcher != nil {
+			a.log.Info("no rule is in force yet: the policies of the cluster are being asked for")
+		} else {
+			a.log.Warn("no rule is in force: nothing will be alerted until the policy directory holds one that compiles", "dir", a.flags.policies)
+		}
 	}
 	a.log.Info("listening", "way", st.Way, "since", st.Since, "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
 }

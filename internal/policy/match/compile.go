@@ -57,6 +57,7 @@ type leaf struct {
 	body int32               // OpSome: pc of what is asked of each element
 	ask  func() celenv.Truth // OpSome: evaluates body
 	find *finder             // OpText of an element; nil: its texts are tried one by one
+	dfa  *dfa                // OpRegexp; nil: the library
 }
 
 // leafKey is what makes two leaves one.
@@ -109,7 +110,7 @@ func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
 }
 
 func newMatcher(env *celenv.Env, rules []Rule) (*Matcher, *compiler) {
-	m := &Matcher{env: env, rules: rules}
+	m := &Matcher{env: env, rules: rules, dfaPool: poolBytes}
 	return m, &compiler{m: m, atomIDs: map[string]int32{}, anyIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
 		needs: map[*expr]need{}, fieldID: map[celenv.Field]int32{}}
 }
@@ -344,6 +345,9 @@ func (c *compiler) leaf(n *celenv.Node) *expr {
 		return e
 	}
 	l := leaf{node: n}
+	if n.Op == celenv.OpRegexp {
+		l.dfa = newDFA(n.Regexp, &c.m.dfaPool)
+	}
 	e.id = int32(len(c.m.leaves))
 	c.m.leaves = append(c.m.leaves, leaf{})
 	switch {

@@ -153,6 +153,16 @@ func (m *Matcher) leaf(id int32) celenv.Truth {
 			return truth(l.find.any(text))
 		}
 		return truth(passes(n.Test, text, n.Texts))
+	case celenv.OpRegexp:
+		if l.dfa == nil {
+			return m.plain(n)
+		}
+		at := 0
+		if n.Elem {
+			at = m.element
+		}
+		text, known := m.text(n.Field, at, n.Fold)
+		return decided(known && l.dfa.match(text), known)
 	case celenv.OpSome:
 		return m.each(n.Field, l.ask)
 	case celenv.OpOpaque:

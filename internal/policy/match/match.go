@@ -50,6 +50,8 @@ type Matcher struct {
 	byLeaf     lists  // rules that need a leaf
 	plans      [numKinds]plan
 
+	dfaPool int // see dfa
+
 	state // of the event at hand
 }
 

@@ -82,6 +82,11 @@ storm: ## floods of forks, vforks and threads, 30 s each, through the whole even
 	@mkdir -p bin
 	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=30s PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent
 
+.PHONY: chaos
+chaos: build ## break everything for SECONDS (60) and compare spools, store and sinks, as root (SEED, FAULTS, STORE=sqlite|postgres)
+	@go build -o bin/chaos ./test/chaos
+	@bin/chaos -seconds $(or $(SECONDS),60) -seed $(or $(SEED),0) -faults $(or $(FAULTS),all) -store $(or $(STORE),sqlite)
+
 .PHONY: generate
 generate: ## make every generated file anew
 	@hack/generate.sh

@@ -133,7 +133,9 @@ func testServerRestart(t *testing.T, pg *storetest.Server) {
 	if _, err := st.Read(t.Context(), nil, 0, 1); err == nil {
 		t.Error("read without a server")
 	}
-	pg.Start(t)
+	if err := pg.Start(); err != nil {
+		t.Fatal(err)
+	}
 	if err := commitN(t, st, 6, 9); err != nil {
 		t.Fatalf("after the restart: %v", err)
 	}

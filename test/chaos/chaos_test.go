@@ -1,0 +1,94 @@
+package main
+
+import (
+	"bytes"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/procession-dev/procession/internal/store"
+	"github.com/procession-dev/procession/internal/store/storetest"
+	"github.com/procession-dev/procession/internal/testenv"
+)
+
+// What the comparison must find, and what it must not.
+func TestJudge(t *testing.T) {
+	e := storetest.Epoch(1)
+	rec := func(seqs ...uint64) (rs []store.Record) {
+		for _, n := range seqs {
+			rs = append(rs, store.Record{Node: "n", Epoch: e, Seq: n, To: n, Kind: store.Alert})
+		}
+		return rs
+	}
+	loss := func(from, to uint64) []store.Record {
+		return []store.Record{{Node: "n", Epoch: e, Seq: from, To: to, Kind: store.Loss}}
+	}
+	for _, tt := range []struct {
+		name                       string
+		stored                     []store.Record
+		owed                       []uint64
+		missing, doubled, hole, ba int
+		told                       int
+	}{
+		{name: "all there", stored: rec(1, 2, 3), owed: []uint64{1, 2, 3}},
+		{name: "missing", stored: rec(1, 2), owed: []uint64{1, 2, 3}, missing: 1},
+		{name: "missing and told", stored: slices.Concat(rec(1), loss(2, 3), rec(4)), owed: []uint64{1, 2, 3, 4}, told: 2},
+		{name: "hole", stored: rec(1, 3), owed: []uint64{1, 3}, hole: 1},
+		{name: "twice", stored: rec(1, 2, 2), doubled: 1, ba: 1},
+		{name: "backwards", stored: rec(1, 2, 4, 3), hole: 1, ba: 1},
+		{name: "tail told before what is below", stored: slices.Concat(rec(1), loss(5, 9), rec(2, 3, 4)), owed: []uint64{4}},
+		{name: "tail told, and what is below never comes", stored: slices.Concat(rec(1), loss(5, 9)), owed: []uint64{2}, missing: 1},
+	} {
+		owed := ledger{}
+		for _, n := range tt.owed {
+			owed[name{"n", e, n}] = true
+		}
+		v := judge(owed, tt.stored)
+		if v.missing != tt.missing || v.doubled != tt.doubled || v.holes != tt.hole || v.back != tt.ba || v.told != tt.told {
+			t.Errorf("%s: %v", tt.name, v)
+		}
+		if v.breach() != (tt.missing+tt.doubled+tt.hole+tt.ba > 0) {
+			t.Errorf("%s: breach is %v", tt.name, v.breach())
+		}
+	}
+	v := judge(ledger{}, rec(1, 2))
+	v.offered("s", "c", rec(1, 2), map[string]int{rec(1)[0].ID("c"): 2})
+	if v.sinks["s"] != 1 || !v.breach() {
+		t.Errorf("a record was not offered: %v", v)
+	}
+}
+
+// A short run of everything, on both stores.
+func TestChaos(t *testing.T) {
+	testenv.Root(t)
+	for _, tool := range []string{"mkfs.ext4", "mount"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			testenv.Skip(t, "no "+tool)
+		}
+	}
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/agent", "./cmd/collector")
+	build.Dir = filepath.Join("..", "..")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, kind := range []string{"sqlite", "postgres"} {
+		t.Run(kind, func(t *testing.T) {
+			skip := map[string]string{"sqlite": "database", "postgres": "restore"}[kind]
+			faults := slices.DeleteFunc(names(), func(f string) bool { return f == skip })
+			var out bytes.Buffer
+			err := run(options{time: 8 * time.Second, faults: faults, store: kind, bin: bin, rate: 30}, &out)
+			if err != nil && strings.Contains(err.Error(), "loop device") {
+				testenv.Skip(t, err.Error())
+			}
+			t.Log(out.String())
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,8 +30,8 @@ const (
 
 func TestMain(m *testing.M) {
 	var err error
-	if dir := os.Getenv(rootedStage); dir != "" {
-		if err := liveBelow(dir); err != nil {
+	if os.Getenv(rootedStage) != "" {
+		if err := liveBelow(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -43,6 +44,8 @@ func TestMain(m *testing.M) {
 			os.Setenv(agentStage, "2")
 			err = unix.Exec("/proc/self/exe", os.Args, os.Environ())
 		}
+	case "setuid":
+		err = syscall.Setuid(0)
 	case "2":
 		err = resolveFor(strings.Fields(os.Getenv(agentPIDs)))
 	default:

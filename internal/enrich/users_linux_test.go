@@ -1,8 +1,8 @@
 package enrich
 
 import (
+	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,27 +18,31 @@ import (
 	"github.com/procession-dev/procession/internal/testenv"
 )
 
-// rootedStage makes the test program one that lives below another root: it
-// changes to the directory named and waits for the end of its input.
+// rootedStage makes the test program one that lives below other roots: it
+// changes to each directory that it reads.
 const rootedStage = "PROCESSION_TEST_ROOT"
 
-func liveBelow(dir string) error {
-	if err := unix.Chroot(dir); err != nil {
+func liveBelow() error {
+	top, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return err
 	}
-	if err := unix.Chdir("/"); err != nil {
-		return err
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		if err := cmpErr(unix.Fchdir(top), unix.Chroot("."), unix.Chroot(in.Text()), unix.Chdir("/")); err != nil {
+			return err
+		}
+		fmt.Println("there")
 	}
-	fmt.Println("there")
-	_, err := io.Copy(io.Discard, os.Stdin)
-	return err
+	return in.Err()
 }
 
-// below starts a process whose root is dir, and describes it.
-func below(t *testing.T, dir string, attr *syscall.SysProcAttr) *event.Process {
+// below starts a process whose root is dir, and describes it. enter changes to
+// another root.
+func below(t *testing.T, dir string, attr *syscall.SysProcAttr) (p *event.Process, enter func(dir string)) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), rootedStage+"="+dir)
+	cmd.Env = append(os.Environ(), rootedStage+"=1")
 	cmd.SysProcAttr = attr
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -58,9 +62,15 @@ func below(t *testing.T, dir string, attr *syscall.SysProcAttr) *event.Process {
 			t.Error(err)
 		}
 	})
-	if _, err := out.Read(make([]byte, 16)); err != nil {
-		t.Fatal(err)
+	said := bufio.NewReader(out)
+	enter = func(dir string) {
+		t.Helper()
+		fmt.Fprintln(in, dir)
+		if _, err := said.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
 	}
+	enter(dir)
 	fs, err := procfs.New("")
 	if err != nil {
 		t.Fatal(err)
@@ -70,15 +80,27 @@ func below(t *testing.T, dir string, attr *syscall.SysProcAttr) *event.Process {
 	if err := fs.Stat(int32(cmd.Process.Pid), &st); err != nil {
 		t.Fatal(err)
 	}
-	p := &event.Process{PID: int32(cmd.Process.Pid), Start: st.Start(), IDs: event.IDs{UID: 33}}
+	p = &event.Process{PID: int32(cmd.Process.Pid), Start: st.Start(), IDs: event.IDs{UID: 33}}
 	p.Sources[event.FieldStart], p.Sources[event.FieldIDs] = event.SourceProc, event.SourceProc
-	return p
+	return p, enter
+}
+
+// patient finds names however slow the machine is.
+func patient(t *testing.T) *Users {
+	t.Helper()
+	u, err := NewUsers("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.slow = time.Minute
+	return u
 }
 
 const names = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/:\nother:x:33:33::/:\n"
 
 func TestUserNames(t *testing.T) {
 	testenv.Root(t)
+	p, enter := below(t, "/", nil)
 	for _, c := range []struct {
 		name  string
 		build func(dir string) error
@@ -118,11 +140,8 @@ func TestUserNames(t *testing.T) {
 			if err := cmpErr(os.Mkdir(filepath.Join(dir, "etc"), 0o755), c.build(dir)); err != nil {
 				testenv.Skip(t, err.Error())
 			}
-			u, err := NewUsers("")
-			if err != nil {
-				t.Fatal(err)
-			}
-			p := below(t, dir, nil)
+			u := patient(t)
+			enter(dir)
 			for range 2 { // the second time from the cache
 				if got := u.Name(p); got != c.want {
 					t.Errorf("got %q, want %q", got, c.want)
@@ -162,11 +181,8 @@ func TestUserNamesOfAnotherMountAreNotRead(t *testing.T) {
 	if err := os.WriteFile(dir+"/etc/passwd", []byte(names), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	u, err := NewUsers("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := u.Name(below(t, dir, nil)); got != "" {
+	p, _ := below(t, dir, nil)
+	if got := patient(t).Name(p); got != "" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -181,12 +197,10 @@ func TestUserNamesAreTheProcessesOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	u, err := NewUsers("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := patient(t)
 	w := &event.Workload{Place: event.PlaceContainer, ContainerID: webID}
-	p, q := below(t, real, nil), below(t, fake, nil)
+	p, _ := below(t, real, nil)
+	q, _ := below(t, fake, nil)
 	p.Workload, q.Workload = w, w
 	if a, b := u.Name(q), u.Name(p); a != "admin" || b != "www-data" {
 		t.Errorf("got %q and %q", a, b)
@@ -210,15 +224,12 @@ func TestUserNamesInAUserNamespace(t *testing.T) {
 	if err := cmpErr(os.Mkdir(dir+"/etc", 0o755), os.WriteFile(dir+"/etc/passwd", []byte(names), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	p := below(t, dir, &syscall.SysProcAttr{
+	p, _ := below(t, dir, &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}, {ContainerID: 33, HostID: 100033, Size: 10}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
 	})
-	u, err := NewUsers("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := patient(t)
 	p.UID = 100033
 	if got := u.Name(p); got != "www-data" {
 		t.Errorf("got %q", got)
@@ -243,7 +254,7 @@ func TestSlowFileSystem(t *testing.T) {
 		return nil, nil
 	}
 	u.slow = time.Millisecond
-	p := below(t, t.TempDir(), nil)
+	p, _ := below(t, t.TempDir(), nil)
 	for i := range 3 * maxStuck {
 		p.Workload = &event.Workload{ContainerID: fmt.Sprint(i)} // each a root that was not read yet
 		if got := u.Name(p); got != "" {

@@ -24,7 +24,7 @@ func (k *kubelet) follow(ctx context.Context, p *Pods, synced func()) error {
 		synced()
 		end := time.Now()
 		rest := max(shortestPause, costShare*end.Sub(begin))
-		if !p.await(ctx, end.Add(min(rest, longestPause)), end.Add(p.cfg.Interval)) {
+		if !p.await(ctx, end.Add(min(rest, longestRest)), end.Add(p.cfg.Interval)) {
 			return ctx.Err()
 		}
 	}

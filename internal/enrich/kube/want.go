@@ -10,7 +10,6 @@ type want struct{ uid, container string }
 // the next event in the same cgroup does not begin anew.
 type wanted struct {
 	since, due, forget time.Time
-	tries              int
 	over               bool
 }
 
@@ -26,7 +25,11 @@ const (
 	negative      = 5 * time.Minute  // how long what was given up is not looked for
 	longestPause  = 15 * time.Second // between two tries
 	shortestPause = 100 * time.Millisecond
-	costShare     = 20 // a fetch that took t is followed by a pause of 20 t: 5 % of a kubelet's and our time
+	// A fetch that took t is followed by a pause of 20 t, 5 % of a kubelet's time
+	// and ours, or of a second: on a busy machine t is mostly waiting, and a
+	// name should not be.
+	costShare   = 20
+	longestRest = time.Second
 )
 
 // Want asks for a pod, or for a container of a pod that is known, which the
@@ -88,8 +91,8 @@ func (p *Pods) settleLocked(now time.Time) {
 			n.over = true
 			p.stats.GivenUp++
 		case !now.Before(n.due):
-			n.due = now.Add(min(shortestPause<<min(n.tries, 10), longestPause))
-			n.tries++
+			// The longer it takes, the longer it may take still.
+			n.due = now.Add(min(max(shortestPause, now.Sub(n.since)/4), longestPause))
 		}
 	}
 }

@@ -344,7 +344,7 @@ func kinds(r *policy.Rule) string {
 // finish sorts, and says whether there is something of level or worse.
 func (l *linter) finish(failOn level) (bad bool) {
 	slices.SortStableFunc(l.out.Findings, func(a, b finding) int {
-		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Check, b.Check))
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Check, b.Check), cmp.Compare(a.Message, b.Message))
 	})
 	for _, f := range l.out.Findings {
 		bad = bad || f.Level == levelError || f.Level == levelWarning && failOn == levelWarning

@@ -164,3 +164,21 @@ func run(t *testing.T, bin, dir, line string) string {
 	fmt.Fprintf(&b, "[exit %d]\n", cmd.ProcessState.ExitCode())
 	return b.String()
 }
+
+// On the PATH under another name it is a plugin of kubectl, and says so.
+func TestKubectlPlugin(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "kubectl-procession")
+	if err := os.Symlink(built(t), link); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"--help":                "kubectl procession policy    write detection policies",
+		"policy --help":         "kubectl procession policy lint PATH...",
+		"policy explain --help": "kubectl procession policy explain my-rules.yaml",
+	} {
+		out, err := exec.CommandContext(t.Context(), link, strings.Fields(args)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) || strings.Contains(string(out), "{policy}") {
+			t.Errorf("%s: %v, want %q in\n%s", args, err, want, out)
+		}
+	}
+}

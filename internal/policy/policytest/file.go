@@ -107,6 +107,11 @@ type Pod struct {
 	Missing        []string          `json:"missing"` // namespaceLabels
 }
 
+func (p *Pod) pod() *event.Pod {
+	return &event.Pod{UID: p.UID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, ServiceAccount: p.ServiceAccount,
+		OwnerKind: p.OwnerKind, OwnerName: p.OwnerName, Annotations: p.Annotations, HostPID: p.HostPID, HostNetwork: p.HostNetwork, HostIPC: p.HostIPC}
+}
+
 // IDs are ids; the ones that are not given are as uid and gid.
 type IDs struct {
 	UID  uint32  `json:"uid"`
@@ -310,9 +315,8 @@ func (e *Event) workload(namespaces map[string]map[string]string) (*event.Worklo
 		if p.Unknown {
 			return w, nil
 		}
-		w.Pod = &event.Pod{UID: w.PodUID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, NamespaceLabels: namespaces[p.Namespace],
-			ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName,
-			Annotations: p.Annotations, HostPID: p.HostPID, HostNetwork: p.HostNetwork, HostIPC: p.HostIPC}
+		w.Pod = p.pod()
+		w.Pod.UID, w.Pod.NamespaceLabels = w.PodUID, namespaces[p.Namespace]
 		if w.Pod.NamespaceLabels == nil {
 			w.Pod.NamespaceLabels = map[string]string{} // known, and none
 		}

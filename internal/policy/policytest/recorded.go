@@ -56,19 +56,7 @@ type recordedEvent struct {
 		Privileged  bool   `json:"privileged"`
 		Sandbox     bool   `json:"sandbox"`
 	} `json:"container"`
-	Pod *struct {
-		UID            string            `json:"uid"`
-		Namespace      string            `json:"namespace"`
-		Name           string            `json:"name"`
-		Labels         map[string]string `json:"labels"`
-		ServiceAccount string            `json:"serviceAccount"`
-		OwnerKind      string            `json:"ownerKind"`
-		OwnerName      string            `json:"ownerName"`
-		Annotations    map[string]string `json:"annotations"`
-		HostPID        bool              `json:"hostPID"`
-		HostNetwork    bool              `json:"hostNetwork"`
-		HostIPC        bool              `json:"hostIPC"`
-	} `json:"pod"`
+	Pod *Pod `json:"pod"`
 }
 
 // number is a JSON number as it was written.
@@ -295,9 +283,7 @@ func (r *recordedEvent) workload() (*event.Workload, error) {
 	if p := r.Pod; p != nil {
 		w.PodUID = p.UID
 		if p.Name != "" { // else only the uid is known
-			w.Pod = &event.Pod{UID: p.UID, Namespace: p.Namespace, Name: p.Name, Labels: p.Labels,
-				ServiceAccount: p.ServiceAccount, OwnerKind: p.OwnerKind, OwnerName: p.OwnerName,
-				Annotations: p.Annotations, HostPID: p.HostPID, HostNetwork: p.HostNetwork, HostIPC: p.HostIPC}
+			w.Pod = p.pod()
 		}
 	}
 	return w, nil

@@ -70,6 +70,8 @@ func Main(args []string, stdout, stderr io.Writer, version string) int {
 		err = replayCommand(args, stdout, stderr)
 	case "spool":
 		err = spoolCommand(args, stdout, stderr)
+	case heartbeatCommand: // of a running agent: being run is all there is to it
+		return exitOK
 	case "version", "--version":
 		fmt.Fprintln(stdout, "agent", version)
 	case "help", "--help", "-h":

@@ -3,12 +3,18 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/procession-dev/procession/internal/author"
+	"github.com/procession-dev/procession/internal/query"
 )
 
 // version is set by the linker (see the Makefile).
@@ -20,6 +26,8 @@ Usage:
   %[1]s policy    write detection policies: lint, test, explain, replay
   %[1]s version   print the version
 
+On the collector's machine, with --state DIR of that collector:
+` + query.Help + `
 "%[1]s COMMAND --help" explains a command and shows examples. None of them
 needs root, a cluster or an agent.
 
@@ -48,8 +56,25 @@ func main() {
 	case "":
 		fmt.Fprintf(os.Stderr, help, name)
 		os.Exit(author.ExitUsage)
+	case "nodes", "alerts", "sink", "backup":
+		ask(name, cmd, args[1:])
 	default:
 		fmt.Fprintf(os.Stderr, "%s: unknown command %.64q; %s --help lists them\n", name, cmd, name)
 		os.Exit(author.ExitUsage)
+	}
+}
+
+// ask asks the collector that runs on this machine.
+func ask(name, cmd string, args []string) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	switch err := query.Command(ctx, cmd, args, os.Stdout); {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, query.ErrUsage):
+		fmt.Fprintf(os.Stderr, "%s %s: %v\n", name, cmd, err)
+		os.Exit(author.ExitUsage)
+	default:
+		fmt.Fprintf(os.Stderr, "%s %s: %v\n", name, cmd, err)
+		os.Exit(1)
 	}
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/procession-dev/procession/internal/ingest"
 	"github.com/procession-dev/procession/internal/pki"
 	"github.com/procession-dev/procession/internal/present"
-	"github.com/procession-dev/procession/internal/query"
+	"github.com/procession-dev/procession/internal/query/answer"
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/sink/ndjson"
 	"github.com/procession-dev/procession/internal/sink/terminal"
@@ -194,7 +194,7 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	if c.srv, err = ingest.New(in); err != nil {
 		return nil, err
 	}
-	if c.query, err = query.Listen(cfg.State); err != nil {
+	if c.query, err = answer.Listen(cfg.State); err != nil {
 		// As when the path is too long for a socket: nothing is lost by it.
 		cfg.Log.Warn("nobody can ask questions: the socket in the state directory cannot be made", slog.Any("err", err))
 		c.query = nil
@@ -410,11 +410,11 @@ func (c *Collector) watch(ctx context.Context, g *sync.WaitGroup) {
 	if c.query == nil {
 		return
 	}
-	conf := query.Config{Cluster: c.cfg.Cluster, Store: c.st, Queue: c.queue, Sinks: c.sinks}
+	conf := answer.Config{Cluster: c.cfg.Cluster, Store: c.st, Queue: c.queue, Sinks: c.sinks}
 	if st, ok := c.st.(*store.SQLite); ok {
 		conf.Backup = st.Backup
 	}
-	q := query.New(conf)
+	q := answer.New(conf)
 	g.Go(func() {
 		if err := q.Serve(ctx, c.query); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("questions can no longer be asked", slog.Any("err", err))

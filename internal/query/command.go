@@ -1,3 +1,6 @@
+// Package query lets people ask a collector: what is stored, how nodes and
+// sinks stand; and lets them send a sink back, and make a backup. It builds
+// wherever people are; package answer has the collector's side.
 package query
 
 import (
@@ -28,6 +31,12 @@ const Help = `  nodes  [--watch]                             how each node stand
   sink   list | dead NAME | replay NAME --from TIME
   backup FILE                                  copy the database while it is in use
 `
+
+// Socket is the name of the socket in the collector's state directory.
+const Socket = "query.sock"
+
+// MaxLast bounds how many of the newest records can be asked for.
+const MaxLast = 1000
 
 // ErrUsage is a wrong command line.
 var ErrUsage = errors.New("usage")
@@ -171,7 +180,7 @@ func (c *command) alerts(args []string, connect func([]string) error) error {
 		}
 		req.Since = timestamppb.New(t)
 	} else {
-		req.Last = uint32(min(*last, maxLast))
+		req.Last = uint32(min(*last, MaxLast))
 	}
 	if *kinds != "" {
 		req.Kinds = strings.Split(*kinds, ",")
@@ -298,7 +307,7 @@ func (c *command) listSinks() error {
 }
 
 func (c *command) dead(name string) error {
-	resp, err := c.DeadLetters(c.ctx, &pb.DeadLettersRequest{Sink: name, Limit: maxLast})
+	resp, err := c.DeadLetters(c.ctx, &pb.DeadLettersRequest{Sink: name, Limit: MaxLast})
 	if err != nil {
 		return failed(err)
 	}

@@ -1,10 +1,10 @@
-// Package query lets people ask the collector: what is stored, how nodes and
-// sinks stand; and lets them send a sink back, and make a backup.
+// Package answer is the collector's side of package query: it tells what is
+// stored, how nodes and sinks stand, sends a sink back, makes a backup.
 //
 // It listens on a socket in the state directory (mode 0600 in a directory of
 // mode 0700): whoever can open it can read the database beside it anyway, and
 // nobody else can. It has no other authentication and no port.
-package query
+package answer
 
 import (
 	"context"
@@ -27,12 +27,10 @@ import (
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/present"
+	"github.com/procession-dev/procession/internal/query"
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/store"
 )
-
-// Socket is the name of the socket in the state directory.
-const Socket = "query.sock"
 
 // Config configures a Server.
 type Config struct {
@@ -63,7 +61,7 @@ func New(cfg Config) *Server {
 // Listen makes the socket in dir. A socket that is there is of a collector that
 // was killed: the caller has the directory's lock.
 func Listen(dir string) (net.Listener, error) {
-	path := filepath.Join(dir, Socket)
+	path := filepath.Join(dir, query.Socket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -154,13 +152,10 @@ func (s *Server) begin(ctx context.Context, req *pb.RecordsRequest) (int64, erro
 	return 0, nil
 }
 
-// maxLast bounds what last keeps in memory.
-const maxLast = 1000
-
 // last sends the newest records that match, with what amendments among them say.
 func (s *Server) last(ctx context.Context, req *pb.RecordsRequest, from int64, match func(*store.Record) bool, out grpc.ServerStreamingServer[pb.RecordsResponse]) error {
-	if req.GetLast() > maxLast {
-		return status.Errorf(codes.InvalidArgument, "last: %d, limit %d; use since", req.GetLast(), maxLast)
+	if req.GetLast() > query.MaxLast {
+		return status.Errorf(codes.InvalidArgument, "last: %d, limit %d; use since", req.GetLast(), query.MaxLast)
 	}
 	end, err := s.cfg.Store.Head(ctx)
 	if err != nil {
@@ -274,7 +269,7 @@ func (s *Server) Sinks(ctx context.Context, _ *pb.SinksRequest) (*pb.SinksRespon
 
 // DeadLetters implements QueryService.
 func (s *Server) DeadLetters(ctx context.Context, req *pb.DeadLettersRequest) (*pb.DeadLettersResponse, error) {
-	limit := int(min(max(req.GetLimit(), 1), maxLast))
+	limit := int(min(max(req.GetLimit(), 1), query.MaxLast))
 	dead, err := s.cfg.Store.DeadLetters(ctx, req.GetSink(), 0, limit)
 	if err != nil {
 		return nil, err

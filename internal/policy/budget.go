@@ -3,26 +3,28 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/procession-dev/procession/internal/policy/celenv"
-	"github.com/procession-dev/procession/internal/policy/match"
 )
 
-// A Budget bounds what the policies of one namespace may cost a node, all of
-// them together. Policies of the cluster have none.
+// A Budget bounds what the policies of namespaces may cost a node: all of one
+// namespace together, and in time all namespaces. Policies of the cluster have
+// none.
 type Budget struct {
 	Rules  int           // rules; 0: 256
 	Atoms  int           // texts and regular expressions the rules look for; 0: 8192
 	Opaque int           // terms only CEL itself decides; 0: 64
 	Time   time.Duration // of each second, spent on their rules; 0: 20 ms
+	All    time.Duration // of each second, spent on those of all namespaces; each is sure of an equal share. 0: 200 ms
 }
 
 func (b Budget) withDefaults() Budget {
 	b.Rules, b.Atoms, b.Opaque = cmp.Or(b.Rules, 256), cmp.Or(b.Atoms, 8192), cmp.Or(b.Opaque, 64)
-	b.Time = cmp.Or(b.Time, 20*time.Millisecond)
+	b.Time, b.All = cmp.Or(b.Time, 20*time.Millisecond), cmp.Or(b.All, 200*time.Millisecond)
 	return b
 }
 
@@ -43,15 +45,32 @@ type OverBudget struct {
 	Reason string
 }
 
+// A pool is the time of all namespaces together. It belongs to Evaluate's
+// goroutine, but for shares.
+type pool struct {
+	most   time.Duration // of each second
+	second time.Duration // when the running second began
+	used   time.Duration // in it
+	shares atomic.Int64  // namespaces that have policies
+}
+
+// left says whether somebody who used that much may go on: each namespace is
+// sure of its share, and of more only while others leave it.
+func (p *pool) left(used time.Duration) bool {
+	return p.used < p.most || used < p.most/time.Duration(max(1, p.shares.Load()))
+}
+
 // tenantState is what a namespace has used. Its times are Config.clock's.
 type tenantState struct {
 	name   string
 	budget time.Duration
-	told   func(skipped uint64)
+	pool   *pool
+	log    *slog.Logger
 
 	// Of Evaluate's goroutine.
 	second time.Duration // when the running second began
 	used   time.Duration // in it
+	told   time.Duration // when the log was told last; 0 never
 
 	spent    atomic.Int64 // ns, of all time
 	skipped  atomic.Uint64
@@ -67,12 +86,19 @@ func (t *tenantState) begin(clock func() time.Duration) (start time.Duration, ok
 	if now-t.second >= time.Second {
 		t.second, t.used = now, 0
 	}
-	if t.used < t.budget {
+	if now-t.pool.second >= time.Second {
+		t.pool.second, t.pool.used = now, 0
+	}
+	if t.used < t.budget && t.pool.left(t.used) {
 		return now, true
 	}
 	n := t.skipped.Add(1)
-	if last := t.lastOver.Swap(int64(max(now, 1))); last == 0 || now-time.Duration(last) >= time.Minute {
-		t.told(n)
+	now = max(now, 1)
+	t.lastOver.Store(int64(now))
+	if t.told == 0 || now-t.told >= time.Minute {
+		t.told = now
+		t.log.Warn("the policies of a namespace used up their time; for the rest of such a second they are not asked",
+			"namespace", t.name, "per_second", t.budget, "events_skipped", n)
 	}
 	return 0, false
 }
@@ -80,6 +106,7 @@ func (t *tenantState) begin(clock func() time.Duration) (start time.Duration, ok
 func (t *tenantState) end(clock func() time.Duration, start time.Duration) {
 	d := clock() - start
 	t.used += d
+	t.pool.used += d
 	t.spent.Add(int64(d))
 }
 
@@ -143,9 +170,37 @@ func (c *cost) node(n *celenv.Node) {
 	}
 }
 
-// budgetLocked leaves out what namespaces exceed their budgets by: of each, by
-// name, the policies that there is no room for any more.
-func (e *Engine) budgetLocked(next *loaded) {
+// fit is the part of a group that its namespace's budget has room for, and
+// what it has none for: of the policies by name, the first that is too much and
+// all that follow. What is left out costs nothing more.
+func (b Budget) fit(g *group) (in *group, c cost, out []OverBudget) {
+	in = &group{namespace: g.namespace, first: g.first, rules: g.rules, policies: g.policies, starts: g.starts}
+	if g.namespace == "" {
+		return in, c, nil
+	}
+	for i, p := range g.policies {
+		sum := c
+		for _, r := range p.Rules {
+			sum = sum.add(r.cost)
+		}
+		reason := b.over(sum)
+		if reason == "" {
+			c = sum
+			continue
+		}
+		in.rules, in.policies, in.starts = g.rules[:g.starts[i]], g.policies[:i], g.starts[:i]
+		for _, p := range g.policies[i:] {
+			out = append(out, OverBudget{p.Name, reason})
+			reason = "it comes after " + g.policies[i].Name + ", for which there was no room"
+		}
+		break
+	}
+	return in, c, out
+}
+
+// tenantsLocked accounts for the namespaces of a set that is about to be in
+// force. What they used so far stays used.
+func (e *Engine) tenantsLocked(next *loaded) {
 	tenants := make(map[string]*tenantState, len(next.groups))
 	for i := range next.groups {
 		g := &next.groups[i]
@@ -154,32 +209,16 @@ func (e *Engine) budgetLocked(next *loaded) {
 		}
 		t := e.tenant[g.namespace]
 		if t == nil {
-			t = &tenantState{name: g.namespace, budget: e.cfg.Budget.Time, told: func(n uint64) {
-				e.cfg.Log.Warn("the policies of a namespace used up their time; for the rest of such a second they are not asked",
-					"namespace", g.namespace, "per_second", e.cfg.Budget.Time, "events_skipped", n)
-			}}
+			t = &tenantState{name: g.namespace, pool: &e.pool, log: e.cfg.Log, budget: e.cfg.Budget.Time}
 		}
+		t.cost, t.over = g.cost, g.over
 		tenants[g.namespace], g.tenant = t, t
-		t.cost, t.over = cost{}, nil
-		g.off = match.NewBits(len(g.rules))
-		for j, p := range g.policies {
-			sum := t.cost
-			for _, r := range p.Rules {
-				sum = sum.add(r.cost)
-			}
-			reason := e.cfg.Budget.over(sum)
-			if reason == "" {
-				t.cost = sum
-				continue
-			}
-			for n := range p.Rules {
-				g.off.Set(g.starts[j] + n)
-			}
-			t.over = append(t.over, OverBudget{p.Name, reason})
-			e.cfg.Log.Warn("a policy is not in force: its namespace is over its budget", "policy", p.FullName(), "reason", reason)
+		for _, o := range g.over {
+			e.cfg.Log.Warn("a policy is not in force: its namespace is over its budget", "policy", fullName(g.namespace, o.Policy), "reason", o.Reason)
 		}
 	}
 	e.tenant = tenants
+	e.pool.shares.Store(int64(len(tenants)))
 }
 
 // Namespaces lists the namespaces that have policies, by name.

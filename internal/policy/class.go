@@ -72,7 +72,7 @@ func (e *Engine) resolve(w *event.Workload, kind event.Kind) *class {
 	c := &class{kind: kind, base: e.current}
 	for i := range e.current.groups {
 		g := &e.current.groups[i]
-		a := g.active(w, kind, e.cfg.NodeLabels, g.off)
+		a := g.active(w, kind, e.cfg.NodeLabels)
 		switch {
 		case !a.any:
 		case g.tenant != nil && (placeOf(w) == event.PlaceUnknown || w.Pod == nil):

@@ -45,6 +45,7 @@ type Engine struct {
 	view    view
 	holds   map[string]*holder // by namespace
 	clock   clock
+	pool    pool
 	current *loaded // what the last event was judged by
 	places  map[*event.Workload]*place
 	classes map[string]*class // those of current, by content
@@ -64,11 +65,12 @@ type loaded struct {
 	told   []bool       // of each rule: its failure was logged; Evaluate's goroutine only
 }
 
-// readyGroup is a group with what evaluates it.
+// readyGroup is what of a group is in force, with what evaluates it.
 type readyGroup struct {
 	*group
 	matcher *match.Matcher
-	off     match.Bits   // rules that are over budget
+	cost    cost
+	over    []OverBudget // policies that are not in force
 	tenant  *tenantState // nil for the cluster's
 }
 
@@ -83,6 +85,8 @@ func NewEngine(c *Compiler, cfg Config) *Engine {
 	}
 	cfg.Budget = cfg.Budget.withDefaults()
 	e := &Engine{cfg: cfg, env: c.env, act: c.env.NewActivation(cfg.Node), holds: map[string]*holder{}}
+	e.pool.most = cfg.Budget.All
+	e.act.SetNodeLabels(cfg.NodeLabels)
 	empty := &loaded{set: new(Set)}
 	e.loaded.Store(empty)
 	e.adopt(empty, nil)
@@ -100,12 +104,13 @@ func (e *Engine) Swap(s *Set) error {
 	old := e.loaded.Load()
 	next := &loaded{set: s, told: make([]bool, len(s.rules))}
 	for _, g := range s.groups {
-		r := readyGroup{group: g}
-		if same := old.same(g); same != nil {
+		var r readyGroup
+		r.group, r.cost, r.over = e.cfg.Budget.fit(g)
+		if same := old.same(r.group); same != nil {
 			r.matcher = same.matcher
 		} else {
 			var err error
-			if r.matcher, err = match.New(e.env, matchRules(g)); err != nil {
+			if r.matcher, err = match.New(e.env, matchRules(r.group)); err != nil {
 				return fmt.Errorf("put rules in force: %w", err)
 			}
 		}
@@ -113,7 +118,7 @@ func (e *Engine) Swap(s *Set) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.budgetLocked(next)
+	e.tenantsLocked(next)
 	next.meters = e.metersLocked(s)
 	e.loaded.Store(next)
 	return nil

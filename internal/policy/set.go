@@ -102,8 +102,8 @@ type active struct {
 	any    bool       // there are rules at all
 }
 
-// active resolves the scopes of a group's policies. Rules in off are left out.
-func (g *group) active(w *event.Workload, kind event.Kind, node map[string]string, off match.Bits) active {
+// active resolves the scopes of a group's policies.
+func (g *group) active(w *event.Workload, kind event.Kind, node map[string]string) active {
 	a := active{rules: match.NewBits(len(g.rules)), unsure: match.NewBits(len(g.rules))}
 	for i, p := range g.policies {
 		in := p.scope.covers(w, node)
@@ -112,7 +112,7 @@ func (g *group) active(w *event.Workload, kind event.Kind, node map[string]strin
 		}
 		for j, r := range p.Rules {
 			n := g.starts[i] + j
-			if r.Mode == v1alpha1.ModeDisabled || kind >= maxKinds || !r.kinds.Has(kind) || off.Has(n) {
+			if r.Mode == v1alpha1.ModeDisabled || kind >= maxKinds || !r.kinds.Has(kind) {
 				continue
 			}
 			a.any = true

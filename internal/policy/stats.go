@@ -142,10 +142,10 @@ func (e *Engine) Stats() []Stats {
 		sum.add(sums[l.meters[i].counters])
 		out[i].complete(sum)
 	}
-	for _, g := range l.groups {
+	for i, g := range l.set.groups {
 		for n := range g.rules {
 			s := &out[g.first+n]
-			s.State = e.state(&g, n, s)
+			s.State = e.state(&l.groups[i], n, s)
 		}
 	}
 	return out
@@ -183,7 +183,7 @@ func (m meter) stats(r *Rule) Stats {
 // state says whether a rule is evaluated.
 func (e *Engine) state(g *readyGroup, n int, s *Stats) v1alpha1.RuleState {
 	switch {
-	case g.off.Has(n) || g.tenant != nil && g.tenant.overTime(e.cfg.clock):
+	case n >= len(g.rules) || g.tenant != nil && g.tenant.overTime(e.cfg.clock):
 		return v1alpha1.RuleOverBudget
 	case s.Rule.Mode == v1alpha1.ModeDisabled:
 		return v1alpha1.RuleDisabled

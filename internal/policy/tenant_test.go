@@ -226,7 +226,9 @@ func TestBudgetOfRules(t *testing.T) {
 	}
 	want := []Namespace{
 		{Name: "bank", Rules: 2, Atoms: got[0].Atoms, Opaque: got[0].Opaque},
-		{Name: "shop", Rules: 3, Atoms: got[1].Atoms, Opaque: got[1].Opaque, OverBudget: []OverBudget{{"b", "with it the namespace has 4 rules; its budget on this node is 3"}}},
+		{Name: "shop", Rules: 2, Atoms: got[1].Atoms, Opaque: got[1].Opaque, OverBudget: []OverBudget{
+			{"b", "with it the namespace has 4 rules; its budget on this node is 3"},
+			{"c", "it comes after b, for which there was no room"}}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)
@@ -242,7 +244,7 @@ func TestBudgetOfRules(t *testing.T) {
 		"DetectionPolicy/bank/a/r": "Active 1", "DetectionPolicy/bank/a/second": "Active 1",
 		"DetectionPolicy/shop/a/r": "Active 1", "DetectionPolicy/shop/a/second": "Active 1",
 		"DetectionPolicy/shop/b/r": "OverBudget 0", "DetectionPolicy/shop/b/second": "OverBudget 0",
-		"DetectionPolicy/shop/c/r": "Active 1",
+		"DetectionPolicy/shop/c/r": "OverBudget 0",
 	}, states); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
@@ -366,4 +368,36 @@ func TestReconsider(t *testing.T) {
 			t.Errorf("%s was counted twice: %+v", x.Rule.ID, x)
 		}
 	}
+}
+
+// All namespaces together have a budget as well, of which each is sure of its
+// share: who comes late is not left with nothing.
+func TestBudgetOfAllNamespaces(t *testing.T) {
+	var clock time.Duration
+	cost := 3 * time.Millisecond
+	s := newScene(t, Config{Budget: Budget{Time: 50 * time.Millisecond, All: 24 * time.Millisecond},
+		clock: func() time.Duration { clock += cost; return clock }}, tenant("a", ""), tenant("b", ""), tenant("c", ""), tenant("d", ""))
+	in := func(namespace string) {
+		s.at(0, 1, func(p *event.Process) { p.Workload = inPod(namespace, "web", nil) })
+	}
+	for range 20 {
+		in("a")
+	}
+	for range 20 {
+		in("b")
+		in("c")
+	}
+	got := map[string]string{}
+	for _, x := range s.e.Stats() {
+		got[x.Rule.Namespace] = fmt.Sprintf("%d+%d", x.Alerts, x.OverBudget)
+	}
+	if d := cmp.Diff(map[string]string{"a": "8+12", "b": "2+18", "c": "2+18", "d": "0+0"}, got); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	clock += time.Second
+	in("a")
+	if n := s.e.Namespaces()[0]; n.Time != 9*cost {
+		t.Errorf("a second later: %+v", n)
+	}
+	checkSums(t, s.e)
 }

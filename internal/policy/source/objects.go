@@ -17,6 +17,11 @@ import (
 const (
 	maxClusterObjects   = 1000 // of a kind without namespaces
 	maxNamespaceObjects = 100  // of a kind in one namespace
+
+	// maxNamespaceRules is what is compiled of one namespace, to the next whole
+	// policy: some kilobytes and half a millisecond for each rule. An engine's
+	// budget is smaller, and what it leaves out should cost next to nothing.
+	maxNamespaceRules = 512
 )
 
 // An Object is a policy as somebody who watches a cluster hands it over.
@@ -74,7 +79,7 @@ func (o *Objects) Set(kind string, objects []Object, update func(Update)) error 
 	})
 	changed := false
 	have := map[string]bool{}
-	number := map[string]int{} // by namespace
+	number, rules := map[string]int{}, map[string]int{} // by namespace
 	for _, ob := range objects {
 		key := kind + "/" + ob.Name
 		if ob.Namespace != "" {
@@ -89,7 +94,14 @@ func (o *Objects) Set(kind string, objects []Object, update func(Update)) error 
 			changed = o.refuse(key, fmt.Errorf("%s: at most %d policies of a kind are allowed here; this is one of those that come after by name", key, limit)) || changed
 			continue
 		}
+		if ob.Namespace != "" && rules[ob.Namespace] >= maxNamespaceRules {
+			changed = o.refuse(key, fmt.Errorf("%s: the policies before it by name have %d rules; of a namespace no more than %d are compiled", key, rules[ob.Namespace], maxNamespaceRules)) || changed
+			continue
+		}
 		changed = o.take(key, ob.Text) || changed
+		for _, p := range o.d.files[key].good {
+			rules[ob.Namespace] += len(p.Rules)
+		}
 	}
 	for key := range o.d.files {
 		if strings.HasPrefix(key, kind+"/") && !have[key] {

@@ -2,6 +2,7 @@ package source_test
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -80,5 +81,44 @@ func TestNamespaces(t *testing.T) {
 	fourth := load(all[0], all[1], all[1])
 	if err := fourth.Files[0].Err; err == nil || !strings.Contains(err.Error(), "policy shop/p: metadata.name: is the name of another policy in this file as well") {
 		t.Errorf("twice: %v", err)
+	}
+}
+
+// A namespace with thousands of rules has its first ones compiled, and takes
+// nothing from others.
+func TestNamespaceWithTooManyRules(t *testing.T) {
+	large := func(name string) source.Object {
+		o := inNamespace("shop", name, one)
+		_, rule, _ := strings.Cut(string(o.Text), "  rules:\n")
+		for i := range 127 {
+			o.Text = append(o.Text, strings.Replace(rule, "name: r,", "name: r"+strconv.Itoa(i)+",", 1)...)
+		}
+		return o
+	}
+	w := newWatched(t, "")
+	var all []source.Object
+	for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
+		all = append(all, large(name))
+	}
+	w.set(namespaced, append(all, inNamespace("bank", "z", one))...)
+	rules := map[string]int{}
+	for _, r := range w.last.Set.Rules() {
+		rules[r.Namespace+"/"+r.Policy]++
+	}
+	if d := cmp.Diff(map[string]int{"shop/a": 128, "shop/b": 128, "shop/c": 128, "shop/d": 128, "bank/z": 1}, rules); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	refused := 0
+	for _, f := range w.last.Files {
+		if f.Err != nil && strings.Contains(f.Err.Error(), "of a namespace no more than 512 are compiled") {
+			refused++
+		}
+	}
+	if refused != 2 {
+		t.Errorf("%d policies are refused, want 2", refused)
+	}
+	w.set(namespaced, all[4:]...) // with room again they are compiled
+	if n := len(w.last.Set.Rules()); n != 256 {
+		t.Errorf("%d rules, want 256", n)
 	}
 }

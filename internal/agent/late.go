@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -15,9 +16,10 @@ import (
 const (
 	// maxLate is how many alerts wait: some hundred bytes each.
 	maxLate = 4096
-	// maxKept is how many of them, or of events without an alert, keep a copy of
-	// the event for rules that could not be decided: some 60 KiB each at worst.
-	maxKept = 128
+	// maxKept is how many bytes the copies of events may take that are kept for
+	// rules which could not be decided. One takes some kilobytes, so it is room
+	// for what dozens of pods run in their first second.
+	maxKept = 8 << 20
 	// latePatience is how long. The pod is known half a second before its first
 	// program runs and the container's name up to 1.2 s after; the rest is for a
 	// kubelet that restarts.
@@ -39,7 +41,7 @@ type late struct {
 
 	list []lateItem // the oldest first
 	seen uint64     // generation at the last look
-	kept int        // items with an event
+	kept int        // bytes of the events in it
 
 	waiting    atomic.Int64
 	alerts     atomic.Uint64 // alerts that waited: the sum of the next three and those waiting
@@ -52,10 +54,11 @@ type late struct {
 	dropped    atomic.Uint64 // of these, given up
 }
 
-// A lateItem is an alert (seq), or an event (ev), or both.
+// A lateItem is an alert (seq), or an event (ev).
 type lateItem struct {
 	seq   uint64
 	ev    *event.Event
+	bytes int             // of ev
 	w     *event.Workload // as far as it is told
 	since uint64          // ns, CLOCK_MONOTONIC
 }
@@ -76,32 +79,42 @@ func (l *late) event(ev *event.Event, now uint64) {
 		return
 	}
 	l.events.Add(1)
-	if l.kept == maxKept {
-		l.dropOldestEvent()
+	it := lateItem{ev: policy.Snapshot(ev), w: w, since: now}
+	it.bytes = size(it.ev.Process) + size(it.ev.Target)
+	for l.kept+it.bytes > maxKept && l.dropOldestEvent() {
 	}
-	l.kept++
-	l.push(lateItem{ev: policy.Snapshot(ev), w: w, since: now})
+	l.push(it)
+}
+
+// size is about what a process and its ancestors take.
+func size(p *event.Process) (n int) {
+	for ; p != nil; p = p.Parent {
+		n += 640 + len(p.Name) + len(p.Exe) + len(p.File) + len(p.Cmdline) + len(p.Cwd) + len(p.Cgroup)
+	}
+	return n
 }
 
 func (l *late) push(it lateItem) {
 	if len(l.list) == maxLate {
 		old := l.list[0]
 		l.list = append(l.list[:0], l.list[1:]...)
+		l.kept -= old.bytes
 		l.giveUp(old, &l.evicted)
 	}
 	l.list = append(l.list, it)
+	l.kept += it.bytes
 	l.waiting.Store(int64(len(l.list)))
 }
 
-func (l *late) dropOldestEvent() {
-	for i := range l.list {
-		if l.list[i].ev != nil {
-			l.list = append(l.list[:i], l.list[i+1:]...)
-			l.kept--
-			l.dropped.Add(1)
-			return
-		}
+func (l *late) dropOldestEvent() bool {
+	i := slices.IndexFunc(l.list, func(it lateItem) bool { return it.ev != nil })
+	if i < 0 {
+		return false
 	}
+	l.kept -= l.list[i].bytes
+	l.list = slices.Delete(l.list, i, i+1)
+	l.dropped.Add(1)
+	return true
 }
 
 // look tells what has become known. Call it after each drain: it does nothing
@@ -117,7 +130,7 @@ func (l *late) look(now uint64) {
 	}
 	// What is judged again may itself be late and be appended meanwhile.
 	items := l.list
-	l.list = nil
+	l.list, l.kept = nil, 0
 	l.seen = fresh
 	for _, it := range items {
 		if w := l.complete(it.w); w != it.w {
@@ -161,7 +174,6 @@ func (l *late) finish(it lateItem) {
 		l.completed.Add(1)
 	}
 	if it.ev != nil {
-		l.kept--
 		l.judged.Add(1)
 	}
 }
@@ -172,7 +184,6 @@ func (l *late) giveUp(it lateItem, count *atomic.Uint64) {
 		l.amend(&it, true)
 	}
 	if it.ev != nil {
-		l.kept--
 		l.dropped.Add(1)
 	}
 }
@@ -182,6 +193,6 @@ func (l *late) end() {
 	for _, it := range l.list {
 		l.giveUp(it, &l.expired)
 	}
-	l.list = nil
+	l.list, l.kept = nil, 0
 	l.waiting.Store(0)
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,7 +174,12 @@ func proofAgent(t *testing.T, c *cluster.Cluster) (read func() []proofLine) {
 		return cmd
 	}
 	file, ready := filepath.Join(dir, "alerts.ndjson"), filepath.Join(dir, "ready")
-	const listen = "127.0.0.1:17443"
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := free.Addr().String()
+	free.Close()
 	begin := func(cmd *exec.Cmd) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,8 @@ type Activation struct {
 	node string
 	ev   *event.Event
 
+	nodeLabels map[string]string // nil: not known
+
 	vals  []ref.Val // by slot; nil: not asked for yet
 	boxed []int32   // slots in vals that are not nil
 
@@ -35,6 +37,9 @@ type Activation struct {
 func (e *Env) NewActivation(node string) *Activation {
 	return &Activation{env: e, node: node, vals: make([]ref.Val, len(e.vars)), raw: newRaw(e)}
 }
+
+// SetNodeLabels says what node.labels is; nil, when that is not known.
+func (a *Activation) SetNodeLabels(labels map[string]string) { a.nodeLabels = labels }
 
 // Reset turns to another event. The activation reads it until the next Reset,
 // and keeps nothing of the one before.

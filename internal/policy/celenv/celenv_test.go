@@ -281,8 +281,6 @@ func TestRefused(t *testing.T) {
 		{`process.name == null`, `1:14: found no matching overload for '==' applied to '(string, null)'; the types do not fit: see docs/rules.md for the type of each variable`},
 		{`process.name`, `1:1: the expression is of type string; it must be bool`},
 		{`process.name.startswith('x')`, `1:24: there is no function startswith; did you mean startsWith?`},
-		{`process.cmdline.replace('a', 'b') == ''`, `1:24: there is no function replace; see docs/rules.md for what there is`},
-		{`process.args.join('') == ''`, `1:18: there is no function join; see docs/rules.md for what there is`},
 		{`process.args.map(a, a + a) == []`, `1:17: there is no function map; see docs/rules.md for what there is`},
 		{`process.name.matches(process.exe)`, `1:21: the regular expression of matches must be a text in quotes; write the pattern out, or use containsAny with a list`},
 		{`process.name.matches('(?=x)')`, `invalid matches argument`},
@@ -567,6 +565,7 @@ func TestEveryVariable(t *testing.T) {
 			t.Errorf("%s of a process nothing is known about is %v", v.Name, got)
 		}
 		a = e.NewActivation("n1")
+		a.SetNodeLabels(map[string]string{})
 		a.Reset(&event.Event{Kind: k, Process: known, Target: known, Record: rec, HasBefore: true, HasPrev: true, Duration: time.Second,
 			Cause: event.CauseLogin})
 		if got := a.value(slot); got == missing {
@@ -626,6 +625,8 @@ func FuzzCondition(f *testing.F) {
 		`process.cmdline.matches('(?i)socket')`, `process.args[1] == 'x' || variables.isShell`,
 		`has(pod.labels.app)`, `process.exx`, `[1,2].all(x, x > 0)`, `"\u00e9" == process.name`, `((((`, `a.b.c.d()`,
 		`process.uid / 0 == 1`, `event.time < timestamp('2027-01-01T00:00:00Z')`, `duration('1s') > duration('x')`,
+		`process.cmdline.replace('a', 'b', 2).split(' ').join('-').reverse() == ''`, `'%s %d'.format([process.name, process.uid]) == ''`,
+		`pod.labels[?'a'].or(pod.labels[?'b']).value() == 'x'`, `container.imageTag == 'latest' && node.labels.size() > 0`,
 	} {
 		f.Add(src, "bash\x00-c\x00id\x00", "/usr/bin/\xff")
 	}

@@ -206,6 +206,9 @@ type walker struct {
 	warns []*Error
 	uses  []int
 	where []use
+
+	grown  int    // growing functions so far
+	within string // the one around; see grows
 }
 
 func (w *walker) problem(e ast.Expr, hint, format string, args ...any) {
@@ -287,6 +290,13 @@ func (w *walker) call(e ast.Expr) {
 	if name == operators.Index && w.path(c.Args()[0]) == "pod.labels" {
 		w.warns = append(w.warns, w.at(e, "write pod.labels[?'key'].orValue('')",
 			"pod.labels[...] fails for pods without that label"))
+	}
+	if growing[name] {
+		if !w.grows(e, c) {
+			return
+		}
+		w.within = name
+		defer func() { w.within = "" }()
 	}
 	if c.IsMemberFunction() {
 		w.foldedCase(e, c)

@@ -20,8 +20,8 @@ type Function struct {
 }
 
 // functions is all of the language. What cel-go has besides is refused: it
-// would let an expression make texts without bound (replace, format, join), or
-// run something unbounded for each element of a list.
+// would let an expression make lists without bound, or run something unbounded
+// for each element of a list. See growing for those that make longer texts.
 var functions = []Function{
 	{"&&", "a && b", "And. False if either side is, also when the other one is undecided or fails.", "_&&_"},
 	{"||", "a || b", "Or. True if either side is, also when the other one is undecided or fails.", "_||_"},
@@ -44,6 +44,8 @@ var functions = []Function{
 	{"[?]", "pod.labels[?'app'].orValue('')", "Element of a list or a map, if it is there.", "_[?_]"},
 	{"?.", "pod.labels.?app.orValue('')", "The same, for keys that are identifiers.", "_?._"},
 	{"orValue", "pod.labels[?'app'].orValue('')", "The value that may be there, or another.", ""},
+	{"or", "pod.labels[?'app'].or(pod.labels[?'name']).orValue('')", "The value that may be there, or another one that may be.", ""},
+	{"value", "pod.labels[?'app'].value() == 'web'", "The value that may be there. Fails when it is not.", ""},
 	{"hasValue", "pod.labels[?'app'].hasValue()", "The value is there.", ""},
 	{"has", "has(pod.labels.app)", "A key of a map is there.", ""},
 	{"exists", "process.args.exists(a, a == '-e')", "True for at least one element.", ""},
@@ -57,7 +59,7 @@ var functions = []Function{
 	{"containsAny", "process.cmdline.containsAny(['exec:', 'system:'])", "The text holds one of a list.", ""},
 	{"startsWithAny", "process.exe.startsWithAny(lists.folders)", "The text starts with one of a list.", ""},
 	{"endsWithAny", "process.exe.endsWithAny(['/nc', '/ncat'])", "The text ends with one of a list.", ""},
-	{"matches", "process.cmdline.matches('-[a-z]*e')", "A regular expression (RE2) matches somewhere in the text. It must be written out: one that is computed is refused. About ten times as slow as contains.", ""},
+	{"matches", "process.cmdline.matches('-[a-z]*e')", "A regular expression (RE2) matches somewhere in the text. It must be written out: one that is computed is refused. Slower than contains.", ""},
 	{"lowerAscii", "process.cmdline.lowerAscii().contains('socket')", "The text with A-Z made small: how to compare without regard to case.", ""},
 	{"upperAscii", "process.name.upperAscii()", "The text with a-z made big.", ""},
 	{"trim", "process.name.trim()", "The text without white space around it.", ""},
@@ -65,6 +67,11 @@ var functions = []Function{
 	{"charAt", "process.name.charAt(0)", "One character of the text. Fails outside the text.", ""},
 	{"indexOf", "process.exe.indexOf('/bin/')", "Where a text is in the text; -1 if it is not.", ""},
 	{"lastIndexOf", "process.exe.lastIndexOf('/')", "Where it is for the last time.", ""},
+	{"split", "process.exe.split('/').size() > 3", "The parts of the text between separators; with a number, at most so many.", ""},
+	{"join", "process.args.join(', ')", "The elements of a list of texts, with a separator of at most 64 bytes between them.", ""},
+	{"replace", "process.exe.replace('/usr/', '/')", "The text with one text in place of another, everywhere or so many times. Both are written out.", ""},
+	{"reverse", "process.name.reverse()", "The text backwards.", ""},
+	{"format", "'%s runs %s as %d'.format([parent.name, process.exe, process.uid])", "The text with a value for each %s, %d, %f, %e, %b, %o, %x. For messages.", ""},
 	{"string", "string(process.uid)", "A number as text.", ""},
 	{"int", "int(process.args[1])", "A text as number. Fails when it is none.", ""},
 	{"timestamp", "event.time > timestamp('2027-01-01T00:00:00Z')", "A point in time.", ""},

@@ -36,7 +36,7 @@ func (e *Env) Reference() []byte {
 	for _, f := range e.Functions() {
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", cell(f.Name), cell(f.Use), cell(f.Doc))
 	}
-	fmt.Fprintf(&b, bounds, maxBytes, maxNodes, maxDepth, maxRegexSize)
+	fmt.Fprintf(&b, bounds, maxBytes, maxNodes, maxDepth, maxRegexSize, maxGrowing, maxFiller)
 	return []byte(b.String())
 }
 
@@ -122,6 +122,7 @@ const bounds = `
 ## Bounds
 
 An expression has at most %d bytes and %d nodes, is nested at most %d deep, and has no exists, all or filter inside
-another. A regular expression compiles to at most %d instructions and stands in quotes. What a policy may hold at most
+another. A regular expression compiles to at most %d instructions and stands in quotes. replace, join and format stand in
+it at most %d times, none inside another; what they put in has at most %d bytes. What a policy may hold at most
 stands in api/v1alpha1/types.go.
 `

@@ -144,6 +144,15 @@ func (l *list) Contains(v ref.Val) ref.Val {
 	return types.False
 }
 
+// splitImage takes an image's name apart: registry:port/path:tag@digest.
+func splitImage(image string) (repository, tag string) {
+	repository, _, _ = strings.Cut(image, "@")
+	if i := strings.LastIndexByte(repository, ':'); i > strings.LastIndexByte(repository, '/') {
+		return repository[:i], repository[i+1:]
+	}
+	return repository, ""
+}
+
 // capabilities by bit (include/uapi/linux/capability.h).
 var capabilities = [...]string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",

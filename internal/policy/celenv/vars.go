@@ -1,6 +1,8 @@
 package celenv
 
 import (
+	"strings"
+
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -207,6 +209,10 @@ var eventVars = []Variable{
 		named(func(w *event.Workload) string { return w.ContainerName })),
 	of("container.image", 0, "Image as the kubelet names it; empty on the host. Missing until the kubelet told it, and for containers that are in no pod.",
 		named(func(w *event.Workload) string { return w.Image })),
+	of("container.imageRepository", 0, "The image without tag and digest: `registry.example/shop/web`. Missing as the image.",
+		imagePart(func(repository, _ string) string { return repository })),
+	of("container.imageTag", 0, "Tag of the image; empty where it has none. Missing as the image.",
+		imagePart(func(_, tag string) string { return tag })),
 	of("container.imageDigest", 0, "Digest of the image's manifest, `sha256:...`; empty on the host. Missing as the image, and for images that came from no registry.",
 		container(func(w *event.Workload) string {
 			if w.Container == nil {
@@ -258,6 +264,13 @@ var eventVars = []Variable{
 		podMap(func(p *event.Pod) map[string]string { return p.Labels })),
 
 	of("node.name", 0, "Name of the node.", strIf(func(a *Activation) (string, bool) { return a.node, a.node != "" })),
+	of("node.labels", 0, "Labels of the node. A key that is not there is an error, as for pods.",
+		other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
+			if a.nodeLabels == nil {
+				return missing
+			}
+			return types.NewStringStringMap(types.DefaultTypeAdapter, a.nodeLabels)
+		})),
 }
 
 // of makes a variable that is not a fact about one process.
@@ -310,6 +323,14 @@ func named(f func(*event.Workload) string) fact[*Activation] {
 			return "", true
 		}
 		return inner.text(a)
+	})
+}
+
+func imagePart(f func(repository, tag string) string) fact[*Activation] {
+	image := named(func(w *event.Workload) string { return w.Image })
+	return strIf(func(a *Activation) (string, bool) {
+		s, ok := image.text(a)
+		return f(splitImage(s)), ok
 	})
 }
 
@@ -437,7 +458,7 @@ func tenantPPID(a *Activation) (int64, bool) {
 }
 
 // hidden are the variables tenants do not have: the node is not theirs.
-func hidden(name string) bool { return name == "node.name" }
+func hidden(name string) bool { return strings.HasPrefix(name, "node.") }
 
 // relatedField finds a field of the elements of ancestors.
 func relatedField(name string) *procField {

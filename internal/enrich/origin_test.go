@@ -3,8 +3,10 @@ package enrich
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/procession-dev/procession/internal/event"
+	"github.com/procession-dev/procession/internal/proctable"
 )
 
 // cmd is a command line as the kernel has it.
@@ -278,5 +280,44 @@ func TestCause(t *testing.T) {
 				t.Errorf("got %v, want %v", ev.Cause, c.want)
 			}
 		})
+	}
+}
+
+// What an exploit of the kernel leaves, as records: an ordinary program of an
+// ordinary user is root, without an exec and without a right to it. There is no
+// honest way to have a sound kernel do this, so the records are made by hand.
+func TestExploitIsUnexplained(t *testing.T) {
+	table, err := proctable.New(proctable.Config{Clock: proctable.FixedClock{Mono: 1 << 40, Boot: 1 << 40, Wall: time.Unix(1e9, 0)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := New(Config{Proc: proc(t, initCgroupNS, "/init.scope")})
+	facts := func(uid uint32, caps uint64) event.Facts {
+		f := event.Facts{From: event.SourceRecord, Start: 1 << 39, PPID: 1, CapPermitted: caps, CapEffective: caps,
+			Exe: []byte("/usr/bin/python3"), ExeFile: event.ExeFile{Mode: 0o100755}, Cmdline: []byte("python3\x00x.py\x00"), Cgroup: []byte(webPod),
+			IDs: event.IDs{UID: uid, EUID: uid, SUID: uid, FSUID: uid}}
+		f.Have = event.FieldSet(event.FieldStart, event.FieldExe, event.FieldExeFile, event.FieldArgs, event.FieldCgroup, event.FieldIDs, event.FieldCaps)
+		return f
+	}
+	apply := func(r event.Record) *event.Event {
+		t.Helper()
+		r.PID, r.TGID = 42, 42
+		ev := &event.Event{}
+		if !table.Apply(&r, ev) {
+			t.Fatalf("%v is not reported", r.Kind)
+		}
+		e.Event(ev)
+		return ev
+	}
+	apply(event.Record{Kind: event.Exec, Stamp: 1 << 40, Facts: facts(1000, 0)})
+	// After the change the task has every capability: what counts is before.
+	ev := apply(event.Record{Kind: event.UIDChange, Stamp: 1<<40 + 1000, Facts: facts(0, 1<<41-1)})
+	if ev.Cause != event.CauseUnexplained || !ev.HasCapsBefore || ev.CapsBefore != 0 || ev.Before.UID != 1000 {
+		t.Errorf("cause %v, capabilities before %x (%v), ids before %+v", ev.Cause, ev.CapsBefore, ev.HasCapsBefore, ev.Before)
+	}
+	// The same of a program that may.
+	apply(event.Record{Kind: event.UIDChange, Stamp: 1<<40 + 2000, Facts: facts(1000, capSetuid)})
+	if ev := apply(event.Record{Kind: event.UIDChange, Stamp: 1<<40 + 3000, Facts: facts(0, 1<<41-1)}); ev.Cause != event.CauseCapability {
+		t.Errorf("with CAP_SETUID before: %v", ev.Cause)
 	}
 }

@@ -65,6 +65,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	useOneProc()
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	out.failed = stop // nobody reads any more: end

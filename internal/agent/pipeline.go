@@ -17,18 +17,23 @@ import (
 // table rescan /proc: a storm loses events many times a second.
 const lossInterval = 10 * time.Second
 
+// tickEvery is how often the table forgets the ended and the clocks are
+// compared. Idle comes a hundred times a second while there are events.
+const tickEvery = 200 * time.Millisecond
+
 // A pipeline takes records through the process table and the enrichment and
 // hands each event to use, all in the reader's goroutine. It is the
 // procconn.Handler of every command.
 type pipeline struct {
-	table *proctable.Table
-	who   *enrich.Enricher
-	use   func(*event.Event) // what the command is there for
-	idle  func()             // after each drain; may be nil
-	log   *slog.Logger
-	clock proctable.Clock
-	now   proctable.Instant // as of the last Idle
-	fair  *shares
+	table  *proctable.Table
+	who    *enrich.Enricher
+	use    func(*event.Event) // what the command is there for
+	idle   func()             // after each drain; may be nil
+	log    *slog.Logger
+	clock  proctable.Clock
+	now    proctable.Instant // as of the last tick
+	ticked time.Time
+	fair   *shares
 
 	ev       event.Event
 	events   atomic.Uint64 // handed to use
@@ -72,7 +77,7 @@ func (p *pipeline) scan() (int, error) {
 	return n, err
 }
 
-// wall turns a process's start into wall time, as of the last Idle.
+// wall turns a process's start into wall time, as of the last tick.
 func (p *pipeline) wall(boot uint64) time.Time {
 	return p.now.Wall.Add(time.Duration(boot) - time.Duration(p.now.Boot))
 }
@@ -104,14 +109,16 @@ func (p *pipeline) Lost(l procconn.Loss) {
 
 // Idle implements procconn.Handler.
 func (p *pipeline) Idle() {
-	if p.rescan {
-		if now := time.Now(); now.Sub(p.lastLoss) >= lossInterval {
-			p.afterLoss(now)
-		}
+	now := time.Now()
+	if p.rescan && now.Sub(p.lastLoss) >= lossInterval {
+		p.afterLoss(now)
 	}
-	p.now = p.clock.Now()
-	p.table.Tick(p.now.Mono)
-	p.fair.tick(p.now.Mono)
+	if now.Sub(p.ticked) >= tickEvery {
+		p.ticked = now
+		p.now = p.clock.Now()
+		p.table.Tick(p.now.Mono)
+		p.fair.tick(p.now.Mono)
+	}
 	if p.idle != nil {
 		p.idle()
 	}

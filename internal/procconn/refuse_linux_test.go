@@ -83,7 +83,10 @@ func openAndTell() error {
 		return err
 	}
 	for _, l := range s.Limits {
-		a.Limits = append(a.Limits, l.Missing)
+		// What the kernel lacks is no matter of what was taken away here.
+		if strings.HasPrefix(l.Missing, "CAP_") || l.Missing == "recorder" {
+			a.Limits = append(a.Limits, l.Missing)
+		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(a)
 }

@@ -332,24 +332,68 @@ func TestClockGoesForward(t *testing.T) {
 // Random policies, events, swaps and ticks: everything is accounted for, and
 // every match is told of exactly once, by an alert or by a summary.
 func TestCountsAddUp(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	c := mustCompiler(t)
+	var all Stats
+	for _, s := range accountFor(t, mustCompiler(t), 1, 20_000) {
+		all.LateMatches += s.LateMatches
+		all.OverBudget += s.OverBudget
+		all.RateLimited += s.RateLimited
+		all.Summarised += s.Summarised
+		all.SummaryLimited += s.SummaryLimited
+		all.BelowThreshold += s.BelowThreshold
+		all.UndecidedAlerts += s.UndecidedAlerts
+		all.DryRun += s.DryRun
+		all.Suppressed += s.Suppressed
+		all.Errors += s.Errors
+	}
+	for what, n := range map[string]uint64{"late": all.LateMatches, "over budget": all.OverBudget, "rate limited": all.RateLimited,
+		"summarised": all.Summarised, "summary limited": all.SummaryLimited, "below threshold": all.BelowThreshold,
+		"undecided alerts": all.UndecidedAlerts, "dry run": all.DryRun, "suppressed": all.Suppressed, "errors": all.Errors} {
+		if n == 0 {
+			t.Errorf("nothing was %s: the test shows less than it should", what)
+		}
+	}
+}
+
+func FuzzCountsAddUp(f *testing.F) {
+	c := mustCompiler(f)
+	for seed := range uint64(4) {
+		f.Add(seed, uint16(1000))
+	}
+	f.Fuzz(func(t *testing.T, seed uint64, steps uint16) { accountFor(t, c, seed, int(steps)%5000) })
+}
+
+func accountFor(t *testing.T, c *Compiler, seed uint64, steps int) []Stats {
+	rng := rand.New(rand.NewPCG(seed, 2))
 	pick := func(options ...string) string { return options[rng.IntN(len(options))] }
-	set := func() *Set {
-		var b strings.Builder
-		b.WriteString(head + "spec:\n  rateLimit: {alerts: 5, window: 1m}\n  rules:\n")
+	write := func(b *strings.Builder, head, scope string) {
+		b.WriteString(head + "spec:\n  rateLimit: {alerts: 5, window: 1m}\n" + scope + "  rules:\n")
 		for i := range 4 {
-			fmt.Fprintf(&b, "    - name: r%d\n      events: [Exec]\n      severity: Low\n      condition: %s\n", i,
-				pick("process.uid < 3", "process.cwd != '/0'", "process.args[process.uid] != ''", "process.exe != ''"))
+			fmt.Fprintf(b, "    - name: r%d\n      events: [Exec]\n      severity: Low\n      condition: %s\n", i,
+				pick("process.uid < 3", "process.cwd != '/0'", "process.args[process.uid] != ''", "process.exe != ''", "pod.namespace == 'shop'"))
 			b.WriteString(pick("", "      onUndecided: Alert\n"))
 			b.WriteString(pick("", "      mode: DryRun\n"))
 			b.WriteString(pick("", "      threshold: {count: 3, window: 2m, by: [process.uid]}\n"))
 			b.WriteString(pick("", "      aggregate: {window: 1m, by: [process.uid]}\n", "      aggregate: {window: 5m}\n"))
 			b.WriteString(pick("", "      exceptions: [{name: x, condition: process.uid == 1, reason: because it is}]\n"))
 		}
+	}
+	set := func() *Set {
+		var b strings.Builder
+		write(&b, head, pick("", "  scope: {podSelector: {}}\n", "  scope: {targets: [Host]}\n"))
+		for _, namespace := range []string{"shop", "bank"} {
+			b.WriteString("---\n")
+			tenant := strings.Replace(strings.Replace(head, "Cluster", "", 1), "name: p", "name: p, namespace: "+namespace, 1)
+			write(&b, tenant, pick("", "  scope: {containers: [web]}\n"))
+		}
 		return mustSet(t, c, b.String())
 	}
-	e := NewEngine(c, Config{})
+	shop, unlisted := inPod("shop", "web", nil), &event.Workload{Place: event.PlaceContainer, ContainerID: "shop-web", PodUID: "u-shop"}
+	workloads := []*event.Workload{nil, {}, {Place: event.PlaceHost}, {Place: event.PlaceContainer, ContainerID: "c"}, unlisted, shop, inPod("bank", "db", nil)}
+	var clock time.Duration
+	e := NewEngine(c, Config{Budget: Budget{Time: time.Second / 2}, clock: func() time.Duration { clock += time.Millisecond; return clock }})
+	if err := e.Swap(set()); err != nil {
+		t.Fatal(err)
+	}
 	alerts := map[string]uint64{}
 	summed := map[string]uint64{}
 	emit := func(m *Match) {
@@ -360,7 +404,7 @@ func TestCountsAddUp(t *testing.T) {
 		alerts[m.Rule.ID]++
 	}
 	now := time.Hour
-	for range 20_000 {
+	for range steps {
 		switch n := rng.IntN(1000); {
 		case n == 0:
 			if err := e.Swap(set()); err != nil {
@@ -380,7 +424,13 @@ func TestCountsAddUp(t *testing.T) {
 					ev.Process.Sources[f] = event.SourceNone
 				}
 			}
-			e.Evaluate(ev, emit)
+			ev.Process.Workload = workloads[rng.IntN(len(workloads))]
+			open := e.Evaluate(ev, emit)
+			if open && ev.Process.Workload == unlisted && rng.IntN(2) == 0 {
+				later := Snapshot(ev)
+				later.Process.Workload = shop
+				e.Reconsider(later, unlisted, emit)
+			}
 		}
 	}
 	e.Flush(emit)
@@ -390,6 +440,7 @@ func TestCountsAddUp(t *testing.T) {
 			t.Errorf("%s: %d alerts and %d summed up were told, %+v", s.Rule.ID, alerts[s.Rule.ID], summed[s.Rule.ID], s)
 		}
 	}
+	return e.Stats()
 }
 
 // Events that are held back cost some allocations for what is kept of them;

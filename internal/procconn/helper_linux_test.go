@@ -34,13 +34,16 @@ var children = map[string]func() error{
 	"reexeced": func() error { return nil },
 }
 
+// Ids, names and traces are a thread's, and the children change their own: from
+// here on TestMain stays on the first thread.
+func init() { runtime.LockOSThread() }
+
 func TestMain(m *testing.M) {
 	name := os.Getenv(childVar)
 	if name == "" {
+		runtime.UnlockOSThread()
 		os.Exit(m.Run())
 	}
-	// Ids, names and traces are a thread's: stay on the main one.
-	runtime.LockOSThread()
 	f, ok := children[name]
 	if !ok {
 		f = func() error { return fmt.Errorf("no child %q", name) }

@@ -273,6 +273,7 @@ func (a *agent) judge(ev *event.Event) {
 	if a.cover.own(ev) {
 		return
 	}
+	ev.User = a.build.User
 	if open := a.engine.Evaluate(ev, a.emit); open {
 		a.late.event(ev, ev.Stamp)
 	}

@@ -35,9 +35,9 @@ type Builder struct {
 	// Wall turns a process's start (ns since boot, CLOCK_BOOTTIME) into wall
 	// time. Nil leaves start times out.
 	Wall func(boot uint64) time.Time
-	// User finds the name of a process's real user; "" if there is none. Nil
+	// User finds the name of a process's real user, as event.Event.User. Nil
 	// leaves names out. It is asked for the process an event is about, alone.
-	User func(*event.Process) string
+	User func(*event.Process) (name string, ok bool)
 }
 
 // Event describes ev with at most ancestors ancestors of its process.
@@ -212,7 +212,7 @@ func (b *Builder) process(p *event.Process) *pb.Process {
 	out := b.brief(p, maxArgs, maxPath)
 	out.InnerPid = p.InnerPID
 	if b.User != nil && p.Has(event.FieldIDs) {
-		out.User = b.User(p)
+		out.User, _ = b.User(p)
 	}
 	out.Sources = make(map[string]string, event.NumFields)
 	for f := range event.NumFields {

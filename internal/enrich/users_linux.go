@@ -82,21 +82,22 @@ func (u *Users) Stats() UserStats {
 	return UserStats{Reads: u.counts.reads.Load(), Failed: u.counts.failed.Load(), Slow: u.counts.slow.Load()}
 }
 
-// Name is the name of p's real user; "" if there is none, or p is gone.
-func (u *Users) Name(p *event.Process) string {
+// Name is the name of p's real user, "" if it has none. ok is false when it
+// could not be found out, as of a process that is gone.
+func (u *Users) Name(p *event.Process) (name string, ok bool) {
 	if p.Exited || !p.Has(event.FieldIDs) || !u.is(p) {
-		return ""
+		return "", false
 	}
 	dir, err := unix.Open(fmt.Sprintf("%s/%d/root", u.proc, p.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return "", false
 	}
 	var st unix.Stat_t
 	err = unix.Fstat(dir, &st)
 	id, mapped := u.inside(p)
 	if err != nil || !mapped || !u.is(p) { // all of it was p's
 		unix.Close(dir)
-		return ""
+		return "", false
 	}
 	key := root{dev: st.Dev, ino: st.Ino}
 	if w := p.Workload; w != nil {
@@ -110,7 +111,7 @@ func (u *Users) Name(p *event.Process) string {
 	} else {
 		unix.Close(dir)
 	}
-	return f.names[id]
+	return f.names[id], f.names != nil
 }
 
 // is says whether pid still is p.

@@ -105,35 +105,36 @@ func TestUserNames(t *testing.T) {
 		name  string
 		build func(dir string) error
 		want  string
+		known bool
 	}{
-		{"a file", func(d string) error { return os.WriteFile(d+"/etc/passwd", []byte(names), 0o644) }, "www-data"},
-		{"none", func(string) error { return nil }, ""},
-		{"empty", func(d string) error { return os.WriteFile(d+"/etc/passwd", nil, 0o644) }, ""},
+		{"a file", func(d string) error { return os.WriteFile(d+"/etc/passwd", []byte(names), 0o644) }, "www-data", true},
+		{"none", func(string) error { return nil }, "", false},
+		{"empty", func(d string) error { return os.WriteFile(d+"/etc/passwd", nil, 0o644) }, "", true},
 		{"a link inside", func(d string) error {
 			return cmpErr(os.WriteFile(d+"/users", []byte(names), 0o644), os.Symlink("/users", d+"/etc/passwd"))
-		}, "www-data"},
-		{"a link out", func(d string) error { return os.Symlink("../../../../../../../../etc/passwd", d+"/etc/passwd") }, ""},
-		{"a link to itself", func(d string) error { return os.Symlink("passwd", d+"/etc/passwd") }, ""},
-		{"a link into proc", func(d string) error { return os.Symlink("/proc/1/root/etc/passwd", d+"/etc/passwd") }, ""},
-		{"a directory", func(d string) error { return os.Mkdir(d+"/etc/passwd", 0o755) }, ""},
-		{"a FIFO", func(d string) error { return unix.Mkfifo(d+"/etc/passwd", 0o644) }, ""},
-		{"a device that never ends", func(d string) error { return unix.Mknod(d+"/etc/passwd", unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, ""},
+		}, "www-data", true},
+		{"a link out", func(d string) error { return os.Symlink("../../../../../../../../etc/passwd", d+"/etc/passwd") }, "", false},
+		{"a link to itself", func(d string) error { return os.Symlink("passwd", d+"/etc/passwd") }, "", false},
+		{"a link into proc", func(d string) error { return os.Symlink("/proc/1/root/etc/passwd", d+"/etc/passwd") }, "", false},
+		{"a directory", func(d string) error { return os.Mkdir(d+"/etc/passwd", 0o755) }, "", false},
+		{"a FIFO", func(d string) error { return unix.Mkfifo(d+"/etc/passwd", 0o644) }, "", false},
+		{"a device that never ends", func(d string) error { return unix.Mknod(d+"/etc/passwd", unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, "", false},
 		{"a terabyte of nothing behind a name", func(d string) error {
 			return cmpErr(os.WriteFile(d+"/etc/passwd", []byte(names), 0o644), os.Truncate(d+"/etc/passwd", 1<<40))
-		}, "www-data"},
+		}, "www-data", true},
 		{"a name beyond the bound", func(d string) error {
 			return os.WriteFile(d+"/etc/passwd", []byte(strings.Repeat("#\n", maxPasswd/2)+names), 0o644)
-		}, ""},
+		}, "", true},
 		{"a million names", func(d string) error {
 			var b strings.Builder
 			for i := range 1 << 20 {
 				fmt.Fprintf(&b, "u%d:x:%d:\n", i, i+1000)
 			}
 			return os.WriteFile(d+"/etc/passwd", []byte(names+b.String()), 0o644)
-		}, "www-data"},
+		}, "www-data", true},
 		{"a name for a terminal", func(d string) error {
 			return os.WriteFile(d+"/etc/passwd", []byte("\x1b[2J:x:33:\n"+strings.Repeat("x", 100)+":x:33:\n:x:33:\nok:x:33:\n"), 0o644)
-		}, "ok"},
+		}, "ok", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -143,8 +144,8 @@ func TestUserNames(t *testing.T) {
 			u := patient(t)
 			enter(dir)
 			for range 2 { // the second time from the cache
-				if got := u.Name(p); got != c.want {
-					t.Errorf("got %q, want %q", got, c.want)
+				if got, ok := u.Name(p); got != c.want || ok != c.known {
+					t.Errorf("got %q, %v, want %q, %v", got, ok, c.want, c.known)
 				}
 			}
 			if s := u.Stats(); s.Reads != 1 || s.Slow != 0 {
@@ -182,7 +183,7 @@ func TestUserNamesOfAnotherMountAreNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, _ := below(t, dir, nil)
-	if got := patient(t).Name(p); got != "" {
+	if got, ok := patient(t).Name(p); got != "" || ok {
 		t.Errorf("got %q", got)
 	}
 }
@@ -202,17 +203,18 @@ func TestUserNamesAreTheProcessesOwn(t *testing.T) {
 	p, _ := below(t, real, nil)
 	q, _ := below(t, fake, nil)
 	p.Workload, q.Workload = w, w
-	if a, b := u.Name(q), u.Name(p); a != "admin" || b != "www-data" {
+	a, _ := u.Name(q)
+	if b, _ := u.Name(p); a != "admin" || b != "www-data" {
 		t.Errorf("got %q and %q", a, b)
 	}
 	other := *p
 	other.Start -= uint64(time.Second)
-	if got := u.Name(&other); got != "" {
+	if got, ok := u.Name(&other); got != "" || ok {
 		t.Errorf("a process that had the pid before is %q", got)
 	}
 	gone := *p
 	gone.Exited = true
-	if got := u.Name(&gone); got != "" {
+	if got, ok := u.Name(&gone); got != "" || ok {
 		t.Errorf("a process that has ended is %q", got)
 	}
 }
@@ -231,11 +233,11 @@ func TestUserNamesInAUserNamespace(t *testing.T) {
 	})
 	u := patient(t)
 	p.UID = 100033
-	if got := u.Name(p); got != "www-data" {
+	if got, ok := u.Name(p); got != "www-data" || !ok {
 		t.Errorf("got %q", got)
 	}
 	p.UID = 33 // is nobody inside
-	if got := u.Name(p); got != "" {
+	if got, ok := u.Name(p); got != "" || ok {
 		t.Errorf("an id that is not mapped is %q", got)
 	}
 }
@@ -257,7 +259,7 @@ func TestSlowFileSystem(t *testing.T) {
 	p, _ := below(t, t.TempDir(), nil)
 	for i := range 3 * maxStuck {
 		p.Workload = &event.Workload{ContainerID: fmt.Sprint(i)} // each a root that was not read yet
-		if got := u.Name(p); got != "" {
+		if got, ok := u.Name(p); got != "" || ok {
 			t.Fatal(got)
 		}
 	}

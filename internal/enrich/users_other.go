@@ -22,5 +22,5 @@ func NewUsers(string) (*Users, error) {
 // Stats are zero.
 func (u *Users) Stats() UserStats { return UserStats{} }
 
-// Name is empty.
-func (u *Users) Name(*event.Process) string { return "" }
+// Name finds none.
+func (u *Users) Name(*event.Process) (name string, ok bool) { return "", false }

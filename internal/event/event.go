@@ -484,6 +484,11 @@ type Event struct {
 	PrevName      string
 	HasPrev       bool // CommChange: PrevName is known
 
+	// User finds the name of a process's real user, when somebody asks for it: it
+	// is read from a file of the process's. ok is false when it could not be.
+	// Nil: nobody can be asked.
+	User func(*Process) (name string, ok bool)
+
 	Status   uint32        // Exit: wait status
 	Duration time.Duration // Exit: wall time since the process's start; 0 unknown
 	RunTime  time.Duration // Exit: CPU time; 0 unknown

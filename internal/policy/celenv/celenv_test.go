@@ -567,7 +567,7 @@ func TestEveryVariable(t *testing.T) {
 		a = e.NewActivation("n1")
 		a.SetNodeLabels(map[string]string{})
 		a.Reset(&event.Event{Kind: k, Process: known, Target: known, Record: rec, HasBefore: true, HasPrev: true, Duration: time.Second,
-			Cause: event.CauseLogin})
+			Cause: event.CauseLogin, User: func(*event.Process) (string, bool) { return "root", true }})
 		if got := a.value(slot); got == missing {
 			t.Errorf("%s is missing of a process everything is known about", v.Name)
 		} else if name := got.Type().TypeName(); !strings.HasPrefix(v.Type, strings.TrimPrefix(name, "google.protobuf.")) && !strings.HasPrefix(name, v.Type) && !strings.Contains(strings.ToLower(name), strings.ToLower(v.Type)) {

@@ -152,6 +152,16 @@ var (
 	exitKinds   = event.KindSet(event.Exit)
 )
 
+// processUser is the one fact about the process that is not in the process
+// table: it is looked up when somebody asks.
+var processUser = of("process.user", 0, "Name of its real user, by the passwd file of its own root directory: a container's users are its own, and the file is the container's to write. Empty when the user has no name. Missing when the file could not be read, and for a process that is gone.",
+	strIf(func(a *Activation) (string, bool) {
+		if a.ev.User == nil {
+			return "", false
+		}
+		return a.ev.User(a.ev.Process)
+	}))
+
 // eventVars are the variables that are not facts about one process.
 var eventVars = []Variable{
 	of("event.kind", 0, "Kind of the event, as in the rule's events: `Exec`.",
@@ -422,6 +432,7 @@ func variables() []Variable {
 	for i := range procFields {
 		add(&out, "process", 0, &procFields[i], func(a *Activation) *event.Process { return a.ev.Process })
 	}
+	out = append(out, processUser)
 	for _, r := range relations {
 		for i := range procFields {
 			f := &procFields[i]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,7 +100,7 @@ func (j *janitor) clean(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		if err := j.trim(ctx, min(old, floor), "age", func(int64) bool { return true }); err != nil {
+		if err := j.trim(ctx, min(old, floor), "age", func(int64) int64 { return math.MaxInt64 }); err != nil {
 			return err
 		}
 	}
@@ -110,10 +111,10 @@ func (j *janitor) clean(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := j.trim(ctx, min(head, floor), "bytes", func(used int64) bool { return used > j.bytes }); err != nil {
+	if err := j.trim(ctx, min(head, floor), "bytes", func(used int64) int64 { return used - j.bytes }); err != nil {
 		return err
 	}
-	return j.trim(ctx, head, "bytes", func(used int64) bool { return used > 2*j.bytes })
+	return j.trim(ctx, head, "bytes", func(used int64) int64 { return used - 2*j.bytes })
 }
 
 // taken is the cursor up to which every sink has everything.
@@ -133,12 +134,16 @@ func (j *janitor) taken(ctx context.Context) (int64, error) {
 	return head, nil
 }
 
-// trim removes the oldest records up to a cursor while the store's size asks
-// for it.
-func (j *janitor) trim(ctx context.Context, upTo int64, reason string, ask func(used int64) bool) error {
+// trim removes the oldest records up to a cursor, while by the store's size
+// there are bytes in excess.
+func (j *janitor) trim(ctx context.Context, upTo int64, reason string, excess func(used int64) int64) error {
 	for {
 		used, _, err := j.st.Size(ctx)
-		if err != nil || !ask(used) {
+		if err != nil || excess(used) <= 0 {
+			return err
+		}
+		head, err := j.st.Head(ctx)
+		if err != nil {
 			return err
 		}
 		floor, err := j.taken(ctx)
@@ -153,7 +158,9 @@ func (j *janitor) trim(ctx context.Context, upTo int64, reason string, ask func(
 		if !unsent {
 			end = min(upTo, floor) // what not all sinks have goes by itself, and is told
 		}
-		res, err := j.queue.Do(ctx, &store.Trim{UpTo: end, Limit: trimChunk})
+		each := used/max(1, head-oldest[0].Cursor+1) + 1 // bytes, about
+		limit := max(1, min(trimChunk, excess(used)/each))
+		res, err := j.queue.Do(ctx, &store.Trim{UpTo: end, Limit: int(limit)})
 		if err != nil || res.Trimmed == 0 {
 			return err
 		}

@@ -217,6 +217,9 @@ func (r *Runner) step(ctx context.Context) (idle <-chan struct{}, err error) {
 	}
 	if len(r.recs) == 0 {
 		r.works()
+		if err := r.skipGone(ctx); err != nil {
+			return nil, err
+		}
 		if err := r.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -472,6 +475,24 @@ func (r *Runner) save(ctx context.Context) error {
 		return err
 	}
 	r.moved, r.saved = t, m.Cursor
+	return nil
+}
+
+// skipGone moves the cursor over records that were removed from the store
+// before the sink had them: there is nothing more to wait for.
+func (r *Runner) skipGone(ctx context.Context) error {
+	head, err := r.cfg.Store.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("read the store: %w", err)
+	}
+	if head <= r.cursor.Load() {
+		return nil
+	}
+	// In this order: what was committed after the head was read is above it.
+	if r.recs, err = r.cfg.Store.Read(ctx, r.recs[:0], r.cursor.Load(), 1); err != nil || len(r.recs) > 0 {
+		return err
+	}
+	r.move(head)
 	return nil
 }
 

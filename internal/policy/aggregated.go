@@ -61,6 +61,35 @@ func (s *samples) add(ev *event.Event) {
 	s.list = append(s.list, x)
 }
 
+// bytes is about how much memory it takes.
+func (s *samples) bytes() int {
+	n := 0
+	for i := range s.list {
+		n += sampleBytes + len(s.list[i].Exe) + len(s.list[i].Cmdline)
+	}
+	return n
+}
+
+const sampleBytes, processBytes = 96, 768 // without texts
+
+// bytes is about how much memory a match takes whose event is a copy.
+func (m *Match) bytes() int {
+	n := len(m.Message)
+	for i := range m.Evidence {
+		x := &m.Evidence[i]
+		n += sampleBytes + len(x.Text) + len(x.Term)
+		for _, f := range x.Found {
+			n += len(f)
+		}
+	}
+	for _, p := range []*event.Process{m.Event.Process, m.Event.Target} {
+		for ; p != nil; p = p.Parent {
+			n += processBytes + len(p.Cmdline) + len(p.Exe) + len(p.Cwd) + len(p.Cgroup) + len(p.File) + len(p.Name)
+		}
+	}
+	return n
+}
+
 // short keeps at most limit bytes of s, and nothing of what it was cut from.
 func short(s string, limit int) string {
 	if len(s) <= limit {

@@ -282,7 +282,7 @@ func (e *Engine) settle(r *Rule, m meter, v verdict, ev *event.Event, emit func(
 		var repeat bool
 		if w, repeat = h.window(e, r, m, v, ev, emit); repeat {
 			m.aggregated.Add(1)
-			h.repeat(e, w, v, ev)
+			h.repeat(e, w, v, ev, emit)
 			return
 		}
 	}

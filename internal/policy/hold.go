@@ -14,13 +14,13 @@ import (
 	"github.com/procession-dev/procession/internal/policy/celenv"
 )
 
-// Bounds of what is held back, for the cluster's policies together and for
-// those of each namespace.
+// Bounds of what is held back, in number and in bytes: for the policies of the
+// cluster together, and for those of each namespace.
 const (
-	maxWindows       = 2048 // of aggregation, of the cluster
-	maxCounts        = 4096 // towards thresholds, of the cluster
-	maxTenantWindows = 256
-	maxTenantCounts  = 512
+	maxWindows, maxWindowBytes             = 2048, 8 << 20 // of aggregation
+	maxCounts, maxCountBytes               = 4096, 4 << 20 // towards thresholds
+	maxTenantWindows, maxTenantWindowBytes = 256, 1 << 20
+	maxTenantCounts, maxTenantCountBytes   = 512, 512 << 10
 )
 
 // A clock is the time of the events, in ns. It never goes back: an event that
@@ -46,9 +46,11 @@ func (e *Engine) holder(namespace string) *holder {
 	h := e.holds[namespace]
 	if h == nil {
 		h = &holder{clock: &e.clock, limits: map[string]*spent{}}
-		h.windows.most, h.counts.most = maxWindows, maxCounts
+		h.windows.most, h.windows.mostBytes = maxWindows, maxWindowBytes
+		h.counts.most, h.counts.mostBytes = maxCounts, maxCountBytes
 		if namespace != "" {
-			h.windows.most, h.counts.most = maxTenantWindows, maxTenantCounts
+			h.windows.most, h.windows.mostBytes = maxTenantWindows, maxTenantWindowBytes
+			h.counts.most, h.counts.mostBytes = maxTenantCounts, maxTenantCountBytes
 		}
 		e.holds[namespace] = h
 	}
@@ -135,7 +137,7 @@ func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *ev
 	if t == nil {
 		var out *tally
 		if t, out = h.counts.add(k, &tally{rule: r, m: m}); out != nil {
-			out.m.forgotten.Add(uint64(len(out.times)))
+			out.forget()
 		}
 	}
 	old := 0
@@ -149,14 +151,22 @@ func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *ev
 	if len(t.times) < r.threshold.count {
 		h.until(h.clock.now + span)
 		h.counts.set(k, h.clock.now+span)
+		h.counts.weigh(k, 8*cap(t.times)+t.samples.bytes())
+		for out, ok := h.counts.tooMuch(); ok; out, ok = h.counts.tooMuch() {
+			out.forget()
+		}
 		return nil
 	}
 	h.counts.remove(k)
 	return &Aggregated{Count: uint64(len(t.times)), Why: WhyThreshold, From: from, Until: ev.Time, Samples: t.samples.list}
 }
 
+// forget counts what is dropped.
+func (t *tally) forget() { t.m.forgotten.Add(uint64(len(t.times))) }
+
 // A window holds the repeats of a match.
 type window struct {
+	key     uint64
 	rule    *Rule
 	m       meter
 	first   uint64    // Seq of the first match's alert; 0: it was not raised
@@ -175,7 +185,7 @@ func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event,
 	if w := h.windows.get(k); w != nil {
 		return w, true
 	}
-	w, out := h.windows.add(k, &window{rule: r, m: m, from: ev.Time})
+	w, out := h.windows.add(k, &window{key: k, rule: r, m: m, from: ev.Time})
 	end := h.clock.now + int64(r.aggregate.window)
 	h.until(end)
 	if h.windows.set(k, end); out != nil {
@@ -185,13 +195,17 @@ func (h *holder) window(e *Engine, r *Rule, m meter, v verdict, ev *event.Event,
 }
 
 // repeat counts a repeat. The first one becomes the summary.
-func (h *holder) repeat(e *Engine, w *window, v verdict, ev *event.Event) {
+func (h *holder) repeat(e *Engine, w *window, v verdict, ev *event.Event, emit func(*Match)) {
 	if w.count++; w.match == nil {
 		w.match = e.match(w.rule, w.m, v, ev)
 		w.match.Event = repeat.copy(w.match.Event)
 	}
 	w.until = ev.Time
 	w.samples.add(ev)
+	h.windows.weigh(w.key, w.match.bytes()+w.samples.bytes())
+	for out, ok := h.windows.tooMuch(); ok; out, ok = h.windows.tooMuch() {
+		h.close(e, out, WhyEvicted, emit)
+	}
 }
 
 // close sums a window up.
@@ -288,7 +302,7 @@ func (h *holder) follow(e *Engine, l *loaded, emit func(*Match)) {
 		})
 		if !ok {
 			h.counts.remove(k)
-			t.m.forgotten.Add(uint64(len(t.times)))
+			t.forget()
 			return
 		}
 		t.rule, t.m = r, m
@@ -350,18 +364,21 @@ func (e *Engine) Flush(emit func(*Match)) {
 	}
 }
 
-// timers are values that run out at a time each. At most so many are kept: the
-// one that would run out first makes room.
+// timers are values that run out at a time each. At most so many are kept, and
+// so many bytes: the one that would run out first makes room.
 type timers[T any] struct {
-	most  int
+	most, mostBytes int
+
 	byKey map[uint64]*timer[T]
 	heap  timerHeap[T]
+	bytes int
 }
 
 type timer[T any] struct {
 	key   uint64
 	end   int64
 	index int // in the heap
+	bytes int
 	value T
 }
 
@@ -398,7 +415,25 @@ func (t *timers[T]) remove(key uint64) {
 	if x := t.byKey[key]; x != nil {
 		heap.Remove(&t.heap, x.index)
 		delete(t.byKey, key)
+		t.bytes -= x.bytes
 	}
+}
+
+// weigh says how large the value under key is by now.
+func (t *timers[T]) weigh(key uint64, bytes int) {
+	x := t.byKey[key]
+	t.bytes += bytes - x.bytes
+	x.bytes = bytes
+}
+
+// tooMuch takes out one that has to make room, if all together are too large.
+func (t *timers[T]) tooMuch() (v T, ok bool) {
+	if t.bytes <= t.mostBytes {
+		return v, false
+	}
+	x := t.heap[0]
+	t.remove(x.key)
+	return x.value, true
 }
 
 // due takes out one that has run out.

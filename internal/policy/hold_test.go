@@ -288,16 +288,22 @@ func TestHoldIsBounded(t *testing.T) {
 	checkSums(t, s.e)
 }
 
-// A window is some kilobytes, whatever the processes call themselves.
+// What is held back is some megabytes, whatever the processes call themselves
+// and however many there are.
 func TestHostileNamesInWindows(t *testing.T) {
-	s := newScene(t, Config{}, aggregating(", by: [process.pid]"))
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	const n = 200
+	s := newScene(t, Config{}, aggregating(", by: [process.pid]")+
+		"    - {name: t, events: [Exec], severity: Low, condition: process.uid == 7, threshold: {count: 1000, window: 24h, by: [process.pid]}}\n")
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	const n = 600
 	for i := range int32(n) {
 		hostile := func(p *event.Process) {
-			long := strings.Repeat("x", 256<<10) + fmt.Sprint(i)
+			long := strings.Repeat("x", 64<<10) + fmt.Sprint(i)
 			p.Cmdline, p.Exe, p.Cwd, p.Name, p.File, p.Cgroup = long, long, long, long, long, long
 			q := p
 			for range 60 {
@@ -309,11 +315,19 @@ func TestHostileNamesInWindows(t *testing.T) {
 		s.at(time.Duration(i), i+1, hostile)
 		s.all, s.lines = nil, nil
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	if per := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / n; per > 128<<10 {
-		t.Errorf("a window holds %d bytes", per)
+	if grown := heap() - before; grown > 3*(maxWindowBytes+maxCountBytes)/2 {
+		t.Errorf("%d bytes are held", grown)
 	}
+	h := s.e.holds[""]
+	if h.windows.bytes > maxWindowBytes || h.windows.bytes < maxWindowBytes/2 || len(h.windows.heap) == n {
+		t.Errorf("%d windows of %d bytes: the bound was not reached", len(h.windows.heap), h.windows.bytes)
+	}
+	checkSums(t, s.e)
+	s.e.Flush(s.emit)
+	if h.windows.bytes != 0 {
+		t.Errorf("%d bytes are left of no window", h.windows.bytes)
+	}
+	checkSums(t, s.e)
 	runtime.KeepAlive(s)
 }
 

@@ -19,6 +19,7 @@ import (
 type clusterFlags struct {
 	policiesFrom string
 	caConfigMap  string
+	namespaces   bool
 }
 
 // Where policies come from.
@@ -30,6 +31,7 @@ const (
 func (f *clusterFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.policiesFrom, "policies-from", fromDirectory, "where policies come from: directory (that of --policies), or kubernetes (objects of the cluster; the last good ones are kept in --state)")
 	fs.StringVar(&f.caConfigMap, "collector-ca-configmap", "", "`namespace/name` of the ConfigMap that --collector-ca is the file of: asked at the API server while the file is not there")
+	fs.BoolVar(&f.namespaces, "namespace-labels", false, "watch the labels of namespaces at the API server, for policies with a namespaceSelector; without it such a selector is undecided")
 }
 
 func (f *clusterFlags) check() error {
@@ -61,15 +63,21 @@ type clusterRules struct {
 // for the collector's bundle as long as there is no file.
 func (a *agent) rules() (ruleSource, error) {
 	f := a.flags.cluster
-	if f.policiesFrom == fromDirectory && f.caConfigMap == "" {
+	if f.policiesFrom == fromDirectory && f.caConfigMap == "" && !f.namespaces {
 		return source.NewDir(a.flags.policies, a.log), nil
 	}
 	client, err := policykube.NewClient("procession-agent/" + a.version)
 	if errors.Is(err, policykube.ErrNotInCluster) {
-		return nil, fmt.Errorf("--policies-from kubernetes and --collector-ca-configmap work in a Kubernetes cluster only: %w", err)
+		return nil, fmt.Errorf("--policies-from kubernetes, --collector-ca-configmap and --namespace-labels work in a Kubernetes cluster only: %w", err)
 	}
 	if err != nil {
 		return nil, err
+	}
+	a.watchNamespaces = func(ctx context.Context) error {
+		if !f.namespaces || a.pods == nil {
+			return nil
+		}
+		return client.WatchNamespaces(ctx, a.log, a.pods.SetNamespaces)
 	}
 	if ns, name, ok := strings.Cut(f.caConfigMap, "/"); ok {
 		a.flags.connect.fetchCA = func(ctx context.Context) ([]byte, error) {

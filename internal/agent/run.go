@@ -126,6 +126,8 @@ type agent struct {
 	watcher      *policykube.Watcher // nil: rules come from a directory
 	policyStates atomic.Pointer[map[source.State]int]
 
+	watchNamespaces func(context.Context) error // nil: nothing comes from the cluster
+
 	cover  *coverer
 	pods   *kube.Pods // nil: nobody knows any
 	users  *enrich.Users
@@ -172,6 +174,9 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	parts.Go(func() error { a.cover.run(sourceCtx); return nil })
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
+	if a.watchNamespaces != nil {
+		parts.Go(func() error { return a.watchNamespaces(sourceCtx) })
+	}
 	parts.Go(func() error { a.settle(sourceCtx); return nil })
 	parts.Go(func() error {
 		defer stopSend()

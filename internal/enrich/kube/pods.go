@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
@@ -77,10 +78,13 @@ type Pods struct {
 	mu      sync.Mutex // guards what follows
 	changed chan struct{}
 	wants   map[want]*wanted
-	status  Status
-	stats   Stats
-	saved   time.Time
-	dirty   bool // the list is not the one on disk
+
+	namespaces map[string]map[string]string // labels by namespace; nil: nobody watches them
+
+	status Status
+	stats  Stats
+	saved  time.Time
+	dirty  bool // the list is not the one on disk
 }
 
 // A list is one state of knowledge. It is never changed.
@@ -283,7 +287,11 @@ func (p *Pods) setSource(name string, f *failure) {
 		p.stats.Failures[cause]++
 		if text := f.err.Error(); p.status.Failed[f.source] != text {
 			p.status.Failed[f.source] = text
-			p.cfg.Log.Warn("the pods of this node cannot be had this way", "source", f.source, "cause", cause, "err", f.err)
+			level := slog.LevelWarn
+			if errors.Is(f.err, fs.ErrNotExist) {
+				level = slog.LevelInfo // no socket: a kubelet before 1.37
+			}
+			p.cfg.Log.Log(context.Background(), level, "the pods of this node cannot be had this way", "source", f.source, "cause", cause, "err", f.err)
 		}
 		if p.status.Source == f.source {
 			p.status.Source, p.status.Since = "none", time.Now()
@@ -336,6 +344,7 @@ func (p *Pods) replaceLocked(pods []*Pod, rejected int) {
 			rejected++
 			continue
 		}
+		q.NamespaceLabels = p.namespaces[q.Namespace]
 		if o := old.pods[q.UID]; o != nil && o.equal(q) {
 			q = o
 		} else {
@@ -359,6 +368,7 @@ func (p *Pods) update(pod *Pod, gone bool) {
 	p.stats.Events++
 	old := p.now.Load()
 	o := old.pods[pod.UID]
+	pod.NamespaceLabels = p.namespaces[pod.Namespace]
 	switch {
 	case gone && o == nil, !gone && o != nil && o.equal(pod):
 		p.mu.Unlock()
@@ -424,7 +434,7 @@ func (p *Pod) equal(q *Pod) bool {
 	return p.UID == q.UID && p.Namespace == q.Namespace && p.Name == q.Name && p.ServiceAccount == q.ServiceAccount &&
 		p.OwnerKind == q.OwnerKind && p.OwnerName == q.OwnerName && p.ConfigHash == q.ConfigHash &&
 		p.HostPID == q.HostPID && p.HostNetwork == q.HostNetwork && p.HostIPC == q.HostIPC &&
-		maps.Equal(p.Labels, q.Labels) && maps.Equal(p.Annotations, q.Annotations) &&
+		maps.Equal(p.Labels, q.Labels) && sameKnown(p.NamespaceLabels, q.NamespaceLabels) && maps.Equal(p.Annotations, q.Annotations) &&
 		slices.Equal(p.IDs, q.IDs) && slices.EqualFunc(p.Containers, q.Containers, equalContainer)
 }
 

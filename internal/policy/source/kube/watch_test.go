@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"log/slog"
+
 	"context"
 	"encoding/json"
 	"fmt"
+	"github.com/google/go-cmp/cmp"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -371,4 +374,57 @@ func TestConfigMapKey(t *testing.T) {
 	if _, err := c.ConfigMapKey(t.Context(), "ns", "gone", "ca.crt"); err == nil || !strings.Contains(err.Error(), "ns/gone") {
 		t.Errorf("no such object: %v", err)
 	}
+}
+
+// Labels of namespaces are told at the start and after each change.
+func TestWatchNamespaces(t *testing.T) {
+	next := make(chan string)
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/v1/namespaces" || !strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata") {
+			t.Errorf("asked for %s as %s", r.URL.Path, r.Header.Get("Accept"))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		switch q := r.URL.Query(); {
+		case q.Get("sendInitialEvents") == "true":
+			fail(w, 422, "Invalid")
+		case q.Get("watch") == "":
+			fmt.Fprint(w, `{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"5"},"items":[{"metadata":{"name":"shop","labels":{"team":"a"}}},{"metadata":{"name":"bank"}}]}`)
+		default:
+			w.(http.Flusher).Flush()
+			for {
+				select {
+				case e := <-next:
+					fmt.Fprintln(w, e)
+					w.(http.Flusher).Flush()
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}
+	}))
+	defer h.Close()
+	defer h.CloseClientConnections()
+	told := make(chan map[string]map[string]string, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go (&Client{&rest.Config{Host: h.URL}}).WatchNamespaces(ctx, slog.New(slog.DiscardHandler), func(l map[string]map[string]string) { told <- l })
+	want := func(want map[string]map[string]string) {
+		t.Helper()
+		select {
+		case got := <-told:
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		case <-time.After(60 * time.Second):
+			t.Fatal("nothing was told")
+		}
+	}
+	want(map[string]map[string]string{"shop": {"team": "a"}, "bank": {}})
+	event := func(typ, name, labels string) {
+		next <- fmt.Sprintf(`{"type":%q,"object":{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":%q,"resourceVersion":"6","labels":%s}}}`, typ, name, labels)
+	}
+	event("MODIFIED", "shop", `{"team":"b"}`)
+	want(map[string]map[string]string{"shop": {"team": "b"}, "bank": {}})
+	event("DELETED", "bank", `{}`)
+	want(map[string]map[string]string{"shop": {"team": "b"}})
 }

@@ -1,6 +1,7 @@
 package match
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,14 +79,15 @@ type compiler struct {
 	atomIDs map[string]int32
 	anyIDs  map[string]int32
 	// anyLists become Matcher.any.
-	anyLists [][]int32
-	leafIDs  map[leafKey]int32
-	refs     map[*celenv.Node]int32 // shared formulas
-	shared   []*expr                // by ref
-	needs    map[*expr]need         // of shared formulas
-	texts    [][]use                // by index in Matcher.fields
-	fieldID  map[celenv.Field]int32
-	key      strings.Builder
+	anyLists  [][]int32
+	leafIDs   map[leafKey]int32
+	refs      map[*celenv.Node]int32 // shared formulas
+	shared    []*expr                // by ref
+	sharedIDs map[string]int32       // by what they are
+	needs     map[*expr]need         // of shared formulas
+	texts     [][]use                // by index in Matcher.fields
+	fieldID   map[celenv.Field]int32
+	key       strings.Builder
 }
 
 // New makes a matcher. It is work for off the event path: some microseconds
@@ -111,7 +113,7 @@ func New(env *celenv.Env, rules []Rule) (*Matcher, error) {
 
 func newMatcher(env *celenv.Env, rules []Rule) (*Matcher, *compiler) {
 	m := &Matcher{env: env, rules: rules, dfaPool: poolBytes}
-	return m, &compiler{m: m, atomIDs: map[string]int32{}, anyIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{},
+	return m, &compiler{m: m, atomIDs: map[string]int32{}, anyIDs: map[string]int32{}, leafIDs: map[leafKey]int32{}, refs: map[*celenv.Node]int32{}, sharedIDs: map[string]int32{},
 		needs: map[*expr]need{}, fieldID: map[celenv.Field]int32{}}
 }
 
@@ -205,15 +207,31 @@ func (c *compiler) or(e *expr, kids []*celenv.Node) *expr {
 func (c *compiler) variable(n *celenv.Node) *expr {
 	id, ok := c.refs[n]
 	if !ok {
-		id = int32(len(c.shared))
+		// Policies that were made from one another have the same variables.
+		e := simplify(c.expr(n))
+		key := string(e.appendKey(nil))
+		if id, ok = c.sharedIDs[key]; !ok {
+			id = int32(len(c.shared))
+			c.sharedIDs[key] = id
+			c.shared = append(c.shared, e)
+		}
 		c.refs[n] = id
-		c.shared = append(c.shared, nil)
-		c.shared[id] = simplify(c.expr(n))
 	}
 	if x := c.shared[id]; x.op == opConst || x.op == opAtom || x.op == opAny || x.op == opLazy || x.op == opRef {
 		return x // as cheap as the reference
 	}
 	return &expr{op: opRef, id: id, weight: c.shared[id].weight/4 + 2}
+}
+
+// appendKey appends what makes two formulas the same.
+func (e *expr) appendKey(b []byte) []byte {
+	b = append(b, byte(e.op))
+	b = binary.AppendVarint(b, int64(e.id))
+	b = binary.AppendVarint(b, int64(len(e.kids)))
+	for _, k := range e.kids {
+		b = k.appendKey(b)
+	}
+	return b
 }
 
 // fewTests is how many tests are atoms of their own.

@@ -27,7 +27,8 @@ the difference is shown: "-" raised before and not now, "+" not before and now.
 The same recording and policies give the same output on every machine: no root,
 no kernel connector, no cluster. What a recording does not hold (pods, images)
 is missing, and rules that need it are undecided, as they would be on a node
-whose kubelet does not answer.
+whose kubelet does not answer: the sums say how often. Policies of a namespace
+need the pod and so are always undecided here.
 
   agent record --duration 24h day.rec                    as root, on a node
   {policy} replay day.rec --policies new/                what would it raise?
@@ -162,6 +163,8 @@ type ruleCount struct {
 	Removed int    `json:"removed"`
 	Changed int    `json:"changed"`
 	DryRun  bool   `json:"dryRun,omitempty"`
+	// Undecided events: facts the rule needs are not in the recording.
+	Undecided uint64 `json:"undecided,omitempty"`
 
 	shown int
 }
@@ -285,6 +288,11 @@ func (d *diff) check(err error) {
 
 // sumUp tells how often each rule matched, and what the recording was.
 func (d *diff) sumUp(file string, r *replay.Replay) error {
+	for _, x := range d.now.engine.Stats() {
+		if x.Undecided > 0 {
+			d.count(found{rule: x.Rule.ID, dryRun: x.Rule.Mode == "DryRun"}).Undecided = x.Undecided
+		}
+	}
 	rules := make([]*ruleCount, 0, len(d.rules))
 	for _, x := range d.rules {
 		rules = append(rules, x)
@@ -317,6 +325,9 @@ func (d *diff) table(w io.Writer, rules []*ruleCount) {
 		note, code := "", ""
 		if r.DryRun {
 			note = "  dry run"
+		}
+		if r.Undecided > 0 {
+			note += fmt.Sprintf("  %d undecided", r.Undecided)
 		}
 		if more := r.shown - d.limit; d.limit > 0 && more > 0 {
 			note += fmt.Sprintf("  %d not shown", more)

@@ -84,7 +84,8 @@ func TestReplayScript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, data := range map[string]string{"old.yaml": oldRules, "new.yaml": newRules, "calm.yaml": calmRules, "cut.rec": string(whole[:len(whole)-2]),
+	for name, data := range map[string]string{"old.yaml": oldRules, "new.yaml": newRules, "calm.yaml": calmRules,
+		"folder.yaml": strings.Replace(oldRules, "process.name == 'curl'", "process.name == 'curl' && process.cwd == '/tmp'", 1), "cut.rec": string(whole[:len(whole)-2]),
 		"damaged.rec": string(whole[:len(whole)-2]) + "xx", "broken.yaml": strings.Replace(oldRules, "process.name", "process.nmae", 1)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
 			t.Fatal(err)
@@ -97,6 +98,7 @@ func TestReplayScript(t *testing.T) {
 		"procession policy replay day.rec --policies old.yaml --against old.yaml",
 		"procession policy replay day.rec --policies calm.yaml --against old.yaml",
 		"procession policy replay day.rec --policies old.yaml --limit 1",
+		"procession policy replay day.rec --policies folder.yaml --limit 1",
 		"procession policy replay day.rec --policies broken.yaml",
 		"procession policy replay damaged.rec --policies old.yaml",
 		"procession policy replay old.yaml --policies old.yaml",

@@ -29,6 +29,9 @@ type metrics struct {
 	mismatches      prometheus.Counter
 	heartbeats      prometheus.Counter
 	streams         prometheus.Gauge
+	refusedConns    *prometheus.CounterVec
+	slowed          prometheus.Counter
+	slowedSeconds   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
@@ -70,6 +73,19 @@ func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
 			Name: "procession_collector_heartbeats_total", Help: "Heartbeats of agents."}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "procession_collector_streams", Help: "Live streams of agents."}),
+		refusedConns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "procession_collector_connections_refused_total",
+			Help: "Connections closed at once. address: too many of one address that had not shown who they are; strangers: of all addresses; connections: of all kinds."},
+			[]string{"reason"}),
+		slowed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_batches_slowed_total",
+			Help: "Batches after which an agent was not read for a while, because it brought more records than its share. Nothing is lost: it keeps them. Not zero: a node makes very many alerts."}),
+		slowedSeconds: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "procession_collector_slowed_seconds_total",
+			Help: "Time agents were not read for that reason, all added up."}),
+	}
+	for _, r := range []string{"address", "strangers", "connections"} {
+		m.refusedConns.WithLabelValues(r)
 	}
 	for _, r := range []string{"invalid", "order", "stream_ended"} {
 		m.refused.WithLabelValues(r)
@@ -86,7 +102,7 @@ func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
 	}
 	if reg != nil {
 		reg.MustRegister(m.received, m.refused, m.refusedMessages, m.refusedStreams, m.endedStreams, m.handshakes,
-			m.gaps, m.mismatches, m.heartbeats, m.streams)
+			m.gaps, m.mismatches, m.heartbeats, m.streams, m.refusedConns, m.slowed, m.slowedSeconds)
 	}
 	return m
 }
@@ -123,13 +139,16 @@ type countingCreds struct {
 
 func (c *countingCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	held := &heldConn{}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		held.TCPConn, held.hold = tcp, true
+	if gated, ok := conn.(*gatedConn); ok {
+		held.gatedConn, held.hold = gated, true
 		conn = held
 	}
 	out, info, err := c.TransportCredentials.ServerHandshake(conn)
 	held.hold = false
 	if err == nil {
+		if held.gatedConn != nil {
+			held.met()
+		}
 		return out, info, nil
 	}
 	reason := handshakeReason(err)
@@ -140,7 +159,7 @@ func (c *countingCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 	}
 	c.log.log(level, "connection refused", slog.String("remote", conn.RemoteAddr().String()),
 		slog.String("reason", reason), slog.Any("err", err))
-	if held.TCPConn != nil {
+	if held.gatedConn != nil {
 		held.linger()
 	}
 	conn.Close()
@@ -150,7 +169,7 @@ func (c *countingCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 // A heldConn is not closed during its handshake, so that the peer can be told
 // why it failed. Only the handshake's goroutine has it until hold is false.
 type heldConn struct {
-	*net.TCPConn
+	*gatedConn
 	hold bool
 }
 
@@ -158,7 +177,7 @@ func (c *heldConn) Close() error {
 	if c.hold {
 		return nil
 	}
-	return c.TCPConn.Close()
+	return c.gatedConn.Close()
 }
 
 // linger lets the peer read the alert that says why it was refused. In TLS 1.3

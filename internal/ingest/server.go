@@ -44,6 +44,17 @@ type Config struct {
 	// 0 is 4.
 	Window int
 
+	// Rate is how many records a second one agent may bring in the long run,
+	// and Burst how many at once beyond that; what is more is not read before
+	// its time. 0 is 1,000 and 20,000, a negative Rate is without limit.
+	Rate, Burst int
+
+	// Strangers is how many connections may be open that have not shown who
+	// they are; an eighth of them from one address. 0 is 1,024.
+	Strangers int
+	// Conns is how many connections may be open in all; 0 is 16,384.
+	Conns int
+
 	// HelloWait is how long a stream may stay silent before its Hello; 0 is 10 s.
 	HelloWait time.Duration
 
@@ -67,6 +78,17 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Window < 1 || c.Window > 64 {
 		return c, fmt.Errorf("window: %d batches, want 1 to 64", c.Window)
+	}
+	for _, d := range []struct {
+		v *int
+		n int
+	}{{&c.Rate, 1000}, {&c.Burst, 20_000}, {&c.Strangers, 1024}, {&c.Conns, 16_384}} {
+		if *d.v == 0 {
+			*d.v = d.n
+		}
+	}
+	if c.Burst < 0 || c.Strangers < 0 || c.Conns < 0 {
+		return c, fmt.Errorf("burst %d, strangers %d, conns %d: negative", c.Burst, c.Strangers, c.Conns)
 	}
 	if c.HelloWait == 0 {
 		c.HelloWait = 10 * time.Second
@@ -121,7 +143,8 @@ func New(cfg Config) (*Server, error) {
 		grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 60 * time.Second, Timeout: 20 * time.Second,
-			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 30 * time.Second}),
+			MaxConnectionIdle: 5 * time.Minute, // without a stream
+			MaxConnectionAge:  30 * time.Minute, MaxConnectionAgeGrace: 30 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
 	)
 	pb.RegisterIngestServiceServer(s.grpc, s)
@@ -145,6 +168,7 @@ func (s *Server) setServing(yes bool) {
 // then.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	failed := make(chan error, 1)
+	l = &gate{Listener: l, m: s.m, byAddr: make(map[string]int), conns: s.cfg.Conns, strangers: s.cfg.Strangers, perAddress: max(1, s.cfg.Strangers/8)}
 	go func() { failed <- s.grpc.Serve(l) }()
 	s.setServing(true)
 	select {

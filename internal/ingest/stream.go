@@ -18,8 +18,13 @@ import (
 	"github.com/procession-dev/procession/internal/store"
 )
 
-// drainDelay is what agents are asked to spread their return over.
-const drainDelay = 2 * time.Second
+// drainDelay is what agents are asked to spread their return over: a second for
+// each 200 of them, which is what handshakes cost.
+func (s *Server) drainDelay() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(2*time.Second, time.Duration(len(s.nodes))*time.Second/200)
+}
 
 type grpcStream = grpc.BidiStreamingServer[pb.StreamRequest, pb.StreamResponse]
 
@@ -38,6 +43,7 @@ type stream struct {
 	once       sync.Once
 
 	epochs  map[store.Epoch]bool // those of the Hello; no others are taken
+	pace    pace                 // of its records
 	pending []pending            // batches on their way to the disk, oldest first
 }
 
@@ -60,7 +66,7 @@ func (s *Server) Stream(g grpcStream) error {
 		return err
 	}
 	defer lease.stop()
-	st := &stream{s: s, g: g, node: node, lease: lease, in: make(chan *pb.StreamRequest), superseded: make(chan struct{}), remote: remote}
+	st := &stream{s: s, pace: pace{rate: float64(s.cfg.Rate), burst: float64(s.cfg.Burst)}, g: g, node: node, lease: lease, in: make(chan *pb.StreamRequest), superseded: make(chan struct{}), remote: remote}
 	s.enter(st)
 	defer s.leave(st)
 	go st.receive(ctx)
@@ -119,10 +125,16 @@ func (st *stream) run(ctx context.Context) error {
 		} else if drain {
 			return nil
 		}
+		var later <-chan time.Time
 		if !drain && len(st.pending) < st.s.cfg.Window {
-			in = st.in
+			if wait := st.pace.wait(time.Now()); wait <= 0 {
+				in = st.in
+			} else {
+				later = time.After(wait)
+			}
 		}
 		select {
+		case <-later:
 		case m, ok := <-in:
 			if !ok {
 				return st.ended()
@@ -139,7 +151,7 @@ func (st *stream) run(ctx context.Context) error {
 		case <-draining:
 			drain, draining = true, nil
 			if err := st.g.Send(&pb.StreamResponse{Message: &pb.StreamResponse_Drain{
-				Drain: &pb.Drain{DelayMs: uint32(drainDelay.Milliseconds())}}}); err != nil {
+				Drain: &pb.Drain{DelayMs: uint32(st.s.drainDelay().Milliseconds())}}}); err != nil {
 				return err
 			}
 		case <-st.lease.timer():
@@ -246,6 +258,12 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 			return storeStatus(err)
 		}
 		st.pending = append(st.pending, pending{m.GetBatch().GetEpoch(), t})
+		now := time.Now()
+		st.pace.take(len(m.GetBatch().GetRecords()), now)
+		if wait := st.pace.wait(now); wait > 0 {
+			st.s.m.slowed.Inc()
+			st.s.m.slowedSeconds.Add(wait.Seconds())
+		}
 		return nil
 	case m.GetHeartbeat() != nil:
 		hb := m.GetHeartbeat()

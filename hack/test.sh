@@ -10,3 +10,4 @@ CGO_ENABLED=1 go test -race -timeout 10m ${GOTESTFLAGS:-} ./...
 
 # Tests that need more than the product does are modules of their own.
 (cd test/crds && go test -timeout 10m ./...)
+(cd test/chart && go test -timeout 15m ./...)

@@ -98,8 +98,15 @@ func (s *Server) Records(req *pb.RecordsRequest, out grpc.ServerStreamingServer[
 	if err := f.Check(); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	// Who follows, or asks for amendments, gets them as they come. Everybody else
+	// gets alerts that are amended already.
+	known := amendments{}
+	merge := !req.GetFollow() && !slices.Contains(f.Kinds, store.Amendment)
 	match := func(r *store.Record) bool {
-		return f.Match(r) && (req.GetNode() == "" || r.Node == req.GetNode())
+		if merge {
+			known.apply(r)
+		}
+		return !(merge && r.Kind == store.Amendment) && f.Match(r) && (req.GetNode() == "" || r.Node == req.GetNode())
 	}
 	ctx := out.Context()
 	after, err := s.begin(ctx, req)
@@ -107,7 +114,16 @@ func (s *Server) Records(req *pb.RecordsRequest, out grpc.ServerStreamingServer[
 		return err
 	}
 	if req.GetLast() > 0 && !req.GetFollow() {
-		return s.last(ctx, req, after, match, out)
+		return s.last(ctx, req, after, known, match, out)
+	}
+	if merge {
+		head, err := s.cfg.Store.Head(ctx)
+		if err == nil {
+			err = s.noteAll(ctx, after, head, known)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	var recs []store.Record
 	for {
@@ -153,7 +169,7 @@ func (s *Server) begin(ctx context.Context, req *pb.RecordsRequest) (int64, erro
 }
 
 // last sends the newest records that match, with what amendments among them say.
-func (s *Server) last(ctx context.Context, req *pb.RecordsRequest, from int64, match func(*store.Record) bool, out grpc.ServerStreamingServer[pb.RecordsResponse]) error {
+func (s *Server) last(ctx context.Context, req *pb.RecordsRequest, from int64, known amendments, match func(*store.Record) bool, out grpc.ServerStreamingServer[pb.RecordsResponse]) error {
 	if req.GetLast() > query.MaxLast {
 		return status.Errorf(codes.InvalidArgument, "last: %d, limit %d; use since", req.GetLast(), query.MaxLast)
 	}
@@ -164,6 +180,9 @@ func (s *Server) last(ctx context.Context, req *pb.RecordsRequest, from int64, m
 	var found []store.Record // newest first
 	for step := int64(pageRecords); end > from && len(found) < int(req.GetLast()); step *= 2 {
 		start := max(from, end-step)
+		if err := s.noteAll(ctx, start, end, known); err != nil {
+			return err
+		}
 		var page []store.Record
 		for at := start; at < end; {
 			recs, err := s.cfg.Store.Read(ctx, nil, at, pageRecords)

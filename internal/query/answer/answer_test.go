@@ -86,8 +86,11 @@ func (w *world) add(items ...*pb.Item) {
 			w.t.Fatal(err)
 		}
 		r := store.Record{Seq: w.next, To: w.next, Kind: store.Alert, Payload: p, CRC32C: store.Checksum(p), Severity: it.GetAlert().GetSeverity(), Rule: it.GetAlert().GetRule()}
-		if it.GetCoverage() != nil {
+		switch {
+		case it.GetCoverage() != nil:
 			r.Kind = store.Coverage
+		case it.GetAmendment() != nil:
+			r.Kind = store.Amendment
 		}
 		b.Records = append(b.Records, r)
 		w.next++
@@ -252,5 +255,36 @@ func TestNodes(t *testing.T) {
 		if !strings.Contains(rows[1], want) {
 			t.Errorf("%q is not in %q", want, rows[1])
 		}
+	}
+}
+
+// Who asks for an alert gets one, with what became known since, however far the
+// amendment is behind it.
+func TestAlertsAreAmended(t *testing.T) {
+	w := newWorld(t)
+	late := alert("late", pb.Severity_SEVERITY_HIGH)
+	late.GetAlert().Event.Place, late.GetAlert().Event.PlaceReason = "container", "pod-not-listed"
+	late.GetAlert().Event.Pod = &pb.Pod{Uid: "u"}
+	w.add(late)
+	for n := range 2 * pageRecords {
+		w.add(alert(fmt.Sprint("r", n), pb.Severity_SEVERITY_LOW))
+	}
+	w.add(&pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 1, Place: "container", Pod: &pb.Pod{Uid: "u", Namespace: "shop", Name: "web"}}}})
+	for _, args := range []string{
+		"alerts --format json --since 1h --rule k/*/p/late",
+		"alerts --format json --last 1000 --rule k/*/p/late",
+		"alerts --format json --last 1000 --namespace shop",
+		"alerts --format json --since 1h --namespace shop",
+	} {
+		out := w.must(args)
+		if strings.Count(out, "\n") != 1 || !strings.Contains(out, `"namespace":"shop"`) || !strings.Contains(out, "/late") || strings.Contains(out, "pod-not-listed") {
+			t.Errorf("%s:\n%.600s", args, out)
+		}
+	}
+	if out := w.must("alerts --format json --kinds amendment"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"amends":"c/n/`) {
+		t.Errorf("the amendment by itself:\n%s", out)
+	}
+	if out := w.must("alerts --format json --last 1000"); strings.Count(out, "\n") != 2*pageRecords+1 || strings.Contains(out, "Amendment") {
+		t.Errorf("%d lines", strings.Count(out, "\n"))
 	}
 }

@@ -303,7 +303,7 @@ func TestHostileNamesInWindows(t *testing.T) {
 	const n = 600
 	for i := range int32(n) {
 		hostile := func(p *event.Process) {
-			long := strings.Repeat("x", 64<<10) + fmt.Sprint(i)
+			long := strings.Repeat("x", 8<<10) + fmt.Sprint(i)
 			p.Cmdline, p.Exe, p.Cwd, p.Name, p.File, p.Cgroup = long, long, long, long, long, long
 			q := p
 			for range 60 {

@@ -183,7 +183,7 @@ func TestTenantsTouchNobodyElse(t *testing.T) {
 		s := newScene(t, Config{clock: func() time.Duration { return 0 }}, texts...)
 		var out []string
 		shop, theirs := inPod("shop", "web", nil), inPod("bank", "db", nil)
-		for i := range int32(3000) {
+		for i := range int32(1000) {
 			for j, w := range []*event.Workload{shop, theirs, {Place: event.PlaceHost}} {
 				s.at(time.Duration(i)*time.Second, i*3+int32(j)+1, func(p *event.Process) {
 					p.Workload, p.Cwd = w, fmt.Sprint("/", i%7)

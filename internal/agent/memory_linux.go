@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleMemory gives back what only the start needed: the garbage of reading
-// the kernel's types and compiling the rules, and the pages of the program's
-// own file that were touched on the way.
+// settleMemory gives back what is not in use: the garbage of reading the
+// kernel's types and compiling rules, and the pages of the program's own file
+// that were touched on the way.
 //
 // Those pages are a clean copy of a file. Without this they stay mapped for as
 // long as the agent lives, and count as its resident memory, although most of

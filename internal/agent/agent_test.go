@@ -36,6 +36,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"stray argument":          {"events exec", exitUsage, `"exec"`},
 		"run without a collector": {"run", exitUsage, "--collector"},
 		"run without tls":         {"run --collector x:1", exitUsage, "--tls"},
+		"run, namespace time":     {"run --collector x:1 --tls /x --namespace-time 2s", exitUsage, "--namespace-time: 2s; want"},
 		"run, node labels":        {"run --node-labels pool", exitUsage, `"pool" is not of the form key=value`},
 		"run, log level":          {"run --collector x:1 --tls /x --log-level loud", exitUsage, `"loud"`},
 		"spool, what":             {"spool", exitUsage, "dump or verify"},

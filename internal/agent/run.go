@@ -43,6 +43,7 @@ The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
 type runFlags struct {
 	state, policies, node string
 	nodeLabels            map[string]string // nil: not known
+	budget                policy.Budget
 	connect               connectFlags
 	cluster               clusterFlags
 	pods                  podFlags
@@ -61,6 +62,8 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.StringVar(&f.state, "state", "/var/lib/procession", "`folder` for the alerts that wait to be sent; made if missing")
 	fs.StringVar(&f.policies, "policies", "/etc/procession/policies", "`folder` of policy files (*.yaml)")
 	fs.Func("node-labels", "labels of this node, `key=value,...`, for policies with a nodeSelector; without it their rules are undecided", f.setNodeLabels)
+	fs.IntVar(&f.budget.Rules, "namespace-rules", 256, "`number` of rules that the policies of one namespace may have in force; the log says which are not")
+	fs.DurationVar(&f.budget.Time, "namespace-time", 20*time.Millisecond, "time of each second that the rules of one namespace may take; beyond it they are not asked, and that is counted")
 	fs.StringVar(&f.node, "node", host, "this node's `name`, for the logs; the collector takes it from the certificate")
 	f.connect.register(fs)
 	f.cluster.register(fs)
@@ -79,6 +82,9 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	log, err := newLog(stderr, f.logFormat, f.logLevel)
 	if err != nil {
 		return err
+	}
+	if f.budget.Rules < 1 || f.budget.Time < time.Millisecond || f.budget.Time > time.Second {
+		return usagef("--namespace-rules: %d, --namespace-time: %v; want at least 1, and 1ms to 1s", f.budget.Rules, f.budget.Time)
 	}
 	if err := f.connect.check(f.node); err != nil {
 		return err
@@ -199,7 +205,7 @@ func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	if err != nil {
 		return err
 	}
-	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, NodeLabels: a.flags.nodeLabels, Log: a.log})
+	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, NodeLabels: a.flags.nodeLabels, Budget: a.flags.budget, Log: a.log})
 	if a.cover, err = newCoverer(a, compiler); err != nil {
 		return fmt.Errorf("the agent's own rule: %w", err)
 	}

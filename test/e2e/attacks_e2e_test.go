@@ -37,3 +37,12 @@ var attacks = []attack{
 	{"miner", []string{"miner", "-o", "stratum+tcp://pool.example:3333"}, []string{"host/crypto-miner"}},
 	{"traces removed", []string{"rm", "-f", "/root/.bash_history"}, []string{"host/traces-removed"}},
 }
+
+// everyday is what people do in containers.
+var everyday = [][]string{
+	{"id"},
+	sh("ps; ls -l /; cat /etc/passwd; env | sort"),
+	sh("cd /tmp && echo hello > f && cat f && rm f"),
+	{"python3", "-c", "print(1)"},
+	{"curl", "-s", "http://127.0.0.1/healthz"},
+}

@@ -25,7 +25,7 @@ were compared: true, false, or undecided because a fact is missing.
   tail -1 alerts.ndjson | {policy} explain policies/ --event -
   {policy} explain my-rules.yaml --event my-rules.test.yaml --number 3
 
-The event is JSON as the agent prints events and alerts (one or more of them), or
+The event is JSON as agent and collector print events and alerts (one or more), or
 YAML or JSON as in a file of test cases; - is standard input. Of several events
 --number picks one. Threshold, aggregation and rate limits look at more than one
 event and are left out here; "{policy} test" and "replay" show them.

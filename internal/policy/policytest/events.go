@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"sigs.k8s.io/yaml"
 
@@ -20,7 +21,8 @@ const (
 
 // ParseEvents reads the events in a file, of one of these forms:
 //
-//   - what the agent prints: JSON, one object after another
+//   - what agent and collector print: JSON, one object after another. Losses,
+//     amendments and the like, which stand between alerts, are left out
 //   - one event as in a test file, or a list of them, as YAML or JSON
 //   - a test file: the events of all its cases
 //
@@ -48,6 +50,7 @@ func rawEvents(data []byte) (raw []gojson.RawMessage, err error) {
 	}
 	add := func(doc gojson.RawMessage) error {
 		list, err := flatten(doc)
+		list = slices.DeleteFunc(list, isNoEvent)
 		if raw = append(raw, list...); len(raw) > maxEvents {
 			return fmt.Errorf("there are more than %d events in the file", maxEvents)
 		}
@@ -72,6 +75,16 @@ func rawEvents(data []byte) (raw []gojson.RawMessage, err error) {
 		}
 	}
 	return rawYAML(data)
+}
+
+// noEvents are the kinds of what stands between alerts in files of them.
+var noEvents = []string{"Loss", "Rejected", "Damaged", "Amendment", "Coverage"}
+
+func isNoEvent(doc gojson.RawMessage) bool {
+	var probe struct {
+		Kind string `json:"kind"`
+	}
+	return gojson.Unmarshal(doc, &probe) == nil && slices.Contains(noEvents, probe.Kind)
 }
 
 func rawYAML(data []byte) ([]gojson.RawMessage, error) {

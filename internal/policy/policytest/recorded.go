@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	gojson "encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ func recorded(data []byte) (*event.Event, error) {
 	}
 	kind, ok := event.KindByName(r.Kind)
 	switch {
-	case r.Kind == "Loss" || r.Kind == "Rejected" || r.Kind == "Damaged":
+	case slices.Contains(noEvents, r.Kind):
 		return nil, fmt.Errorf("kind: %s is no event of a process", r.Kind)
 	case !ok:
 		return nil, fmt.Errorf("kind: there is no kind %.64q", r.Kind)

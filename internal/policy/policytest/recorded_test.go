@@ -201,6 +201,7 @@ func TestParseEventsForms(t *testing.T) {
 	const line = `{"kind":"Exec","process":{"pid":7,"name":"a😀"},"place":"host","sources":{"name":"record"},"stamp":"5"}`
 	for name, data := range map[string]string{
 		"as printed":          line + "\n" + line + "\n",
+		"between others":      `{"kind":"Loss","from":"1"}` + line + `{"kind":"Coverage"}{"kind":"Amendment"}` + line,
 		"list":                "[" + line + "," + line + "]",
 		"list in YAML":        "- " + line + "\n- " + line + "\n",
 		"test file":           "policies: [p.yaml]\ncases:\n- events: [" + line + "]\n- events:\n  - " + line + "\n",
@@ -233,7 +234,7 @@ func TestParseEventsRefused(t *testing.T) {
 		"7":    "event 1: ",
 		`{"kind":"Exec","process":{"pid":1}` + rest + "}":                                     "after event 1: ",
 		`{"kind":"Exce","process":{"pid":1}` + rest:                                           `event 1: kind: there is no kind "Exce"`,
-		`{"kind":"Loss","from":"1"` + rest:                                                    "event 1: kind: Loss is no event of a process",
+		`{"kind":"Loss","from":"1"` + rest:                                                    "there is no event in the file",
 		`{"kind":"Exec"` + rest:                                                               "event 1: process: is missing",
 		`{"kind":"Exec","process":{"pid":"1"}` + rest:                                         "cannot unmarshal string",
 		`{"kind":"Exec","process":{"start":"x"}` + rest:                                       `process: start: "x" is no number`,

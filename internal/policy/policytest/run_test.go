@@ -48,6 +48,7 @@ func TestFailures(t *testing.T) {
 		{"bad kind", "  - name: c\n    events: [{kind: Exce}]\n", `events[0]: kind: there is no kind "Exce"`},
 		{"bad type", "  - name: c\n    events: [{kind: 7}]\n", `events[0]: json: cannot unmarshal number into Go struct field Event.kind of type string`},
 		{"unknown field", "  - name: c\n    events: [{kind: Exec, proces: {}}]\n", `events[0]: unknown field "proces"`},
+		{"no event", "  - name: c\n    events: [{kind: Loss, stamp: \"1\"}]\n", "events[0]: kind: Loss is no event of a process"},
 		{"bad fact", "  - name: c\n    events: [{kind: Exec, process: {missing: [exee]}}]\n", `events[0]: process: missing: there is no fact "exee"`},
 		{"bad place", "  - name: c\n    events: [{kind: Exec, place: moon}]\n", `events[0]: place: "moon" is none of host, container, unknown`},
 	} {

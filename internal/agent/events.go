@@ -65,7 +65,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	useOneProc()
+	beFrugal()
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	out.failed = stop // nobody reads any more: end

@@ -95,7 +95,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	if f.coverage < time.Second || f.coverage > 10*time.Minute {
 		return usagef("--coverage: %v, want 1s to 10m", f.coverage)
 	}
-	useOneProc()
+	beFrugal()
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	a := &agent{flags: f, version: version, log: log, stderr: stderr}

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -20,6 +22,7 @@ type clusterFlags struct {
 	policiesFrom string
 	caConfigMap  string
 	namespaces   bool
+	nodeLabels   bool
 }
 
 // Where policies come from.
@@ -32,6 +35,11 @@ func (f *clusterFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.policiesFrom, "policies-from", fromDirectory, "where policies come from: directory (that of --policies), or kubernetes (objects of the cluster; the last good ones are kept in --state)")
 	fs.StringVar(&f.caConfigMap, "collector-ca-configmap", "", "`namespace/name` of the ConfigMap that --collector-ca is the file of: asked at the API server while the file is not there")
 	fs.BoolVar(&f.namespaces, "namespace-labels", false, "watch the labels of namespaces at the API server, for policies with a namespaceSelector; without it such a selector is undecided")
+	fs.BoolVar(&f.nodeLabels, "node-labels-from-api", false, "ask the API server for the labels of this node, once at the start, instead of --node-labels; the last answer is kept in --state")
+}
+
+func (f *clusterFlags) any() bool {
+	return f.policiesFrom == fromKubernetes || f.caConfigMap != "" || f.namespaces || f.nodeLabels
 }
 
 func (f *clusterFlags) check() error {
@@ -63,15 +71,18 @@ type clusterRules struct {
 // for the collector's bundle as long as there is no file.
 func (a *agent) rules() (ruleSource, error) {
 	f := a.flags.cluster
-	if f.policiesFrom == fromDirectory && f.caConfigMap == "" && !f.namespaces {
+	if !f.any() {
 		return source.NewDir(a.flags.policies, a.log), nil
 	}
 	client, err := policykube.NewClient("procession-agent/" + a.version)
 	if errors.Is(err, policykube.ErrNotInCluster) {
-		return nil, fmt.Errorf("--policies-from kubernetes, --collector-ca-configmap and --namespace-labels work in a Kubernetes cluster only: %w", err)
+		return nil, fmt.Errorf("--policies-from kubernetes, --collector-ca-configmap, --namespace-labels and --node-labels-from-api work in a Kubernetes cluster only: %w", err)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if f.nodeLabels {
+		a.flags.nodeLabels = a.askNodeLabels(client.NodeLabels)
 	}
 	a.watchNamespaces = func(ctx context.Context) error {
 		if !f.namespaces || a.pods == nil {
@@ -93,4 +104,31 @@ func (a *agent) rules() (ruleSource, error) {
 		return nil, err
 	}
 	return clusterRules{objects, a.watcher}, nil
+}
+
+// askNodeLabels asks for the labels of this node, and keeps them for a start
+// without an API server. nil: not known.
+func (a *agent) askNodeLabels(ask func(context.Context, string) (map[string]string, error)) map[string]string {
+	file := filepath.Join(a.flags.state, "node-labels.json")
+	labels, err := ask(context.Background(), a.flags.node)
+	if err == nil {
+		b, err := json.Marshal(labels)
+		if err == nil {
+			err = errors.Join(os.MkdirAll(a.flags.state, 0o700), os.WriteFile(file, b, 0o600))
+		}
+		if err != nil {
+			a.log.Warn("the labels of this node cannot be kept for the next start", "err", err)
+		}
+		return labels
+	}
+	b, rerr := os.ReadFile(file)
+	if rerr == nil {
+		rerr = json.Unmarshal(b, &labels)
+	}
+	if rerr != nil {
+		a.log.Warn("the labels of this node are not known: rules with a nodeSelector are undecided until the agent is started again", "err", err)
+		return nil
+	}
+	a.log.Warn("the labels of this node are those of an earlier start", "err", err)
+	return labels
 }

@@ -149,7 +149,8 @@ var values = map[string]string{
 	"fewest":         "agent: {capabilities: {NET_ADMIN: false, BPF: false, PERFMON: false, SYS_PTRACE: false, DAC_READ_SEARCH: false, SYS_NICE: false}}",
 	"pods from API":  "agent: {pods: {kubeletPort: 0, apiWatch: true, annotations: [team, tier]}}",
 	"kubelet CA":     "agent: {pods: {kubeletCA: /var/lib/kubelet/pki/kubelet.crt, kubeletServerName: node}}",
-	"namespaces":     "agent: {namespaceLabels: true}",
+	"labels":         "agent: {namespaceLabels: true, nodeLabels: true}",
+	"kept":           "collector: {keepTime: 24h, keepBytes: 2147483648}",
 	"local seccomp":  "agent: {seccompProfile: {type: Localhost, localhostProfile: procession.json}}",
 	"all addresses":  "agent: {metricsAddress: '0.0.0.0:9465'}",
 	"IPv6 address":   "agent: {metricsAddress: '[::1]:9465'}",
@@ -314,7 +315,7 @@ func checkReferences(t *testing.T, all []runtime.Object) {
 // the names if only some.
 var mayRead = map[string][]string{
 	"procession-agent": {"get,list,watch clusterdetectionpolicies", "get,list,watch detectionpolicies", "get nodes/pods",
-		"list,watch pods", "list,watch namespaces", "get configmaps [procession-ca]"},
+		"list,watch pods", "list,watch namespaces", "get nodes", "get configmaps [procession-ca]"},
 	"procession-collector": {"create tokenreviews", "get,patch secrets [procession-ca-key]", "get,patch configmaps [procession-ca]", "get pods"},
 	"procession-crds":      {"get,patch customresourcedefinitions [clusterdetectionpolicies.procession.dev detectionpolicies.procession.dev]"},
 	"procession-view":      {"get,list,watch detectionpolicies"},

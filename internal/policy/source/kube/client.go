@@ -30,6 +30,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
 	"github.com/procession-dev/procession/api/v1alpha1"
@@ -104,6 +105,23 @@ func (c *Client) ConfigMapKey(ctx context.Context, namespace, name, key string) 
 		return nil, fmt.Errorf("ConfigMap %s/%s has no %s yet", namespace, name, key)
 	}
 	return []byte(v), nil
+}
+
+// NodeLabels are the labels of a node. Only its metadata is asked for.
+func (c *Client) NodeLabels(ctx context.Context, name string) (map[string]string, error) {
+	cfg := rest.CopyConfig(c.cfg)
+	cfg.QPS, cfg.Burst = requestsPerSecond, requestsAtOnce
+	client, err := metadata.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	o, err := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "nodes"}).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", name, err)
+	}
+	return labelsOf(o), nil
 }
 
 // object is a policy of either kind, with its spec as it was written.

@@ -428,3 +428,23 @@ func TestWatchNamespaces(t *testing.T) {
 	event("DELETED", "bank", `{}`)
 	want(map[string]map[string]string{"shop": {"team": "b"}})
 }
+
+func TestNodeLabels(t *testing.T) {
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path != "/api/v1/nodes/node1" || !strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata") {
+			fail(w, 404, "NotFound")
+			return
+		}
+		fmt.Fprint(w, `{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"node1","labels":{"zone":"a"}}}`)
+	}))
+	defer h.Close()
+	c := &Client{&rest.Config{Host: h.URL}}
+	got, err := c.NodeLabels(t.Context(), "node1")
+	if d := cmp.Diff(map[string]string{"zone": "a"}, got); d != "" || err != nil {
+		t.Errorf("%v %s", err, d)
+	}
+	if _, err := c.NodeLabels(t.Context(), "node2"); err == nil || !strings.Contains(err.Error(), "node2") {
+		t.Errorf("another node: %v", err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,13 +25,13 @@ import (
 
 // In this test every program says itself, in its argument, where it runs:
 //
-//	id-proof|NAMESPACE|POD|CONTAINER|UID|WHAT
+//	id-proof-RUN|NAMESPACE|POD|CONTAINER|UID|WHAT
 //
 // as Kubernetes told the container by its environment. Whatever Procession says
 // must be the same.
-const (
-	proofMark   = "id-proof|"
-	proofPolicy = `apiVersion: procession.dev/v1alpha1
+var (
+	proofMark   = fmt.Sprintf("id-proof-%d|", os.Getpid())
+	proofPolicy = strings.ReplaceAll(`apiVersion: procession.dev/v1alpha1
 kind: ClusterDetectionPolicy
 metadata: {name: proof}
 spec:
@@ -45,8 +46,10 @@ spec:
       condition: process.args.size() == 2 && process.args[1].startsWith('id-proof|') && pod.namespace == 'id-a'
       severity: Low
       message: proof in a
-`
-	proofAccess = `
+`, "id-proof|", proofMark)
+)
+
+const proofAccess = `
 apiVersion: v1
 kind: Namespace
 metadata: {name: id-a}
@@ -70,7 +73,6 @@ metadata: {name: id-proof-pods}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: id-proof-pods}
 subjects: [{kind: ServiceAccount, name: reader, namespace: id-a}]
 `
-)
 
 // proofContainer is a container that runs so many programs at once, two more
 // after a while, and then ends or waits.
@@ -79,7 +81,7 @@ func proofContainer(name string, n int, waits bool, more string) string {
 	if waits {
 		end = "; exec sleep 100000"
 	}
-	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do [ $i -ne %d ] || sleep 3; /bin/true "id-proof|$NS|$POD|%s|$PUID|$i"; i=$((i+1)); done%s`, n, n-2, name, end)
+	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do [ $i -ne %d ] || sleep 3; /bin/true "%s$NS|$POD|%s|$PUID|$i"; i=$((i+1)); done%s`, n, n-2, proofMark, name, end)
 	return fmt.Sprintf(`  - name: %s
     image: e2e.local/proof:1
     imagePullPolicy: Never
@@ -127,7 +129,7 @@ func proofPods() (manifests, static string, execs int) {
 	fmt.Fprintf(&b, "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: shop, namespace: id-b}\nspec:\n  replicas: 8\n  selector: {matchLabels: {proof: deployment}}\n  template:\n    metadata: {labels: {proof: deployment}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers:\n%s---\n",
 		indent(proofContainer("main", 8, true, ""), "    "))
 	b.WriteString(proofPod("id-a", "on-host", "  hostPID: true\n  hostNetwork: true\n  containers:\n"+proofContainer("main", 8, true, "")))
-	static = strings.TrimSuffix(proofPod("id-a", "static", "  containers:\n"+proofContainer("main", 8, true, "")), "---\n")
+	static = strings.TrimSuffix(proofPod("id-a", fmt.Sprintf("static-%d", os.Getpid()), "  containers:\n"+proofContainer("main", 8, true, "")), "---\n")
 	return b.String(), static, execs + 64 + 8 + 8
 }
 
@@ -146,6 +148,7 @@ type proofLine struct {
 	}
 	Container struct{ ID, Name string }
 	Pod       struct{ UID, Namespace, Name, OwnerKind, OwnerName string }
+	Coverage  json.RawMessage
 }
 
 // proofAgent runs a collector and an agent on this machine, which asks the
@@ -196,9 +199,26 @@ func proofAgent(t *testing.T, c *cluster.Cluster) (read func() []proofLine) {
 	if err := run("collector", "issue", "--state", filepath.Join(dir, "c"), "--node", c.Node, "--out", filepath.Join(dir, "tls")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	begin(run("agent", "run", "--state", filepath.Join(dir, "a"), "--policies", filepath.Join(dir, "policies"), "--node", c.Node,
+	agent := run("agent", "run", "--state", filepath.Join(dir, "a"), "--policies", filepath.Join(dir, "policies"), "--node", c.Node,
 		"--collector", listen, "--tls", filepath.Join(dir, "tls"), "--kubelet", "https://"+c.NodeIP+":10250",
-		"--kubelet-ca", filepath.Join(c.Dir, "pki", "ca.crt"), "--kubelet-token", filepath.Join(dir, "token")))
+		"--coverage", "10s", "--kubelet-ca", filepath.Join(c.Dir, "pki", "ca.crt"), "--kubelet-token", filepath.Join(dir, "token"))
+	said, err := os.Create(filepath.Join(dir, "agent.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent.Stderr = said
+	t.Cleanup(func() {
+		b, _ := os.ReadFile(said.Name())
+		t.Logf("the agent said:\n%s", b)
+		said.Close()
+	})
+	begin(agent)
+	c.Eventually(t, "the agent hears", func() error {
+		if b, err := os.ReadFile(said.Name()); err != nil || !bytes.Contains(b, []byte("msg=listening")) {
+			return fmt.Errorf("not listening yet (%v)", err)
+		}
+		return nil
+	})
 	return func() (lines []proofLine) {
 		b, err := os.ReadFile(file)
 		if err != nil && !os.IsNotExist(err) {
@@ -237,7 +257,7 @@ func claims(lines []proofLine, rule string) map[string]*claim {
 		switch {
 		case l.Kind == "Exec" && strings.HasSuffix(l.Rule, "/"+rule) && len(l.Process.Args) == 2:
 			f := strings.Split(l.Process.Args[1], "|")
-			if len(f) != 6 {
+			if len(f) != 6 || f[0]+"|" != proofMark {
 				continue
 			}
 			cl := &claim{namespace: f[1], pod: f[2], container: f[3], uid: f[4], what: f[5], alert: l}
@@ -316,7 +336,7 @@ func TestIdentity(t *testing.T) {
 			}
 		}
 		if numbered < execs || open > 0 {
-			return fmt.Errorf("%d of %d programs alerted, %d without a name", numbered, execs, open)
+			return fmt.Errorf("%d of %d programs alerted, %d without a name; not alerted: %v; coverage: %s", numbered, execs, open, gaps(got), coverage(read()))
 		}
 		return nil
 	})
@@ -331,6 +351,41 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	t.Logf("alerts of the rule for one namespace that came late: %d", late)
+}
+
+// gaps are the programs that should be there, for others of the same container
+// are, with higher numbers.
+func gaps(got map[string]*claim) (missing []string) {
+	highest := map[string]int{}
+	seen := map[string]bool{}
+	for _, cl := range got {
+		n, err := strconv.Atoi(cl.what)
+		if err != nil {
+			continue
+		}
+		where := strings.Join([]string{cl.namespace, cl.pod, cl.container}, "/")
+		highest[where] = max(highest[where], n)
+		seen[where+"/"+cl.what] = true
+	}
+	for where, n := range highest {
+		for i := range n {
+			if tag := fmt.Sprintf("%s/%d", where, i); !seen[tag] {
+				missing = append(missing, tag)
+			}
+		}
+	}
+	return missing
+}
+
+// coverage is what the agent says it saw and did not.
+func coverage(lines []proofLine) string {
+	var b strings.Builder
+	for _, l := range lines {
+		if l.Kind == "Coverage" {
+			fmt.Fprintf(&b, "%s\n", l.Coverage)
+		}
+	}
+	return b.String()
 }
 
 func checkClaims(t *testing.T, got map[string]*claim) {

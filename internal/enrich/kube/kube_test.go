@@ -589,3 +589,13 @@ func TestFindAllocatesNothing(t *testing.T) {
 		t.Errorf("Find allocates %v times", n)
 	}
 }
+
+func TestRest(t *testing.T) {
+	for n, want := range map[int]time.Duration{
+		0: shortestPause, 20 << 10: shortestPause, 320 << 10: 195312500 * time.Nanosecond, 2 << 20: longestRest, maxAnswer: longestRest,
+	} {
+		if got := rest(n); got != want {
+			t.Errorf("after %d bytes: %v, want %v", n, got, want)
+		}
+	}
+}

@@ -17,33 +17,40 @@ func (*kubelet) name() string { return "kubelet" }
 
 func (k *kubelet) follow(ctx context.Context, p *Pods, synced func()) error {
 	for {
-		begin := time.Now()
-		if err := k.fetch(ctx, p); err != nil {
+		n, err := k.fetch(ctx, p)
+		if err != nil {
 			return err
 		}
 		synced()
-		end := time.Now()
-		rest := max(shortestPause, costShare*end.Sub(begin))
-		if !p.await(ctx, end.Add(min(rest, longestRest)), end.Add(p.cfg.Interval)) {
+		now := time.Now()
+		if !p.await(ctx, now.Add(rest(n)), now.Add(p.cfg.Interval)) {
 			return ctx.Err()
 		}
 	}
 }
 
-func (k *kubelet) fetch(ctx context.Context, p *Pods) error {
+// rest is how long to leave the kubelet alone after a list of n bytes.
+func rest(n int) time.Duration {
+	cost := time.Duration(n) * time.Second / readRate
+	return min(max(shortestPause, costShare*cost), longestRest)
+}
+
+// fetch reads the list and returns its length in bytes.
+func (k *kubelet) fetch(ctx context.Context, p *Pods) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	body, err := k.client.get(ctx, "/pods")
 	if err != nil {
-		return fmt.Errorf("kubelet: %w", err)
+		return 0, fmt.Errorf("kubelet: %w", err)
 	}
 	defer body.Close()
-	pods, rejected, _, err := p.read(newDecoder(body))
+	d := newDecoder(body)
+	pods, rejected, _, err := p.read(d)
 	if err != nil {
-		return fmt.Errorf("kubelet: %w", err)
+		return 0, fmt.Errorf("kubelet: %w", err)
 	}
 	p.replace(pods, rejected)
-	return nil
+	return d.in.all, nil
 }
 
 // read reads a whole list.

@@ -25,10 +25,12 @@ const (
 	negative      = 5 * time.Minute  // how long what was given up is not looked for
 	longestPause  = 15 * time.Second // between two tries
 	shortestPause = 100 * time.Millisecond
-	// A fetch that took t is followed by a pause of 20 t, 5 % of a kubelet's time
-	// and ours, or of a second: on a busy machine t is mostly waiting, and a
-	// name should not be.
+	// A list of so many bytes is followed by a pause of 20 times what it costs to
+	// read it, at most a second: that is 5 % of a core of ours, and as much of the
+	// kubelet's. The time it took would be a bad measure: on a busy machine that
+	// is mostly waiting, and a name should not wait longer there.
 	costShare   = 20
+	readRate    = 32 << 20 // bytes of a list a core reads in a second (BenchmarkList)
 	longestRest = time.Second
 )
 

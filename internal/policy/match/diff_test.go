@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	pairs = flag.Int("pairs", 20_000, "pairs of a rule and an event to hold the matcher against CEL")
+	pairs = flag.Int("pairs", 10_000, "pairs of a rule and an event to hold the matcher against CEL")
 	seed  = flag.Uint64("seed", 1, "seed of what is random")
 )
 
@@ -148,7 +148,7 @@ func TestAgreesWithCEL(t *testing.T) {
 
 // The same for conditions as they are written, and as many grown from them.
 func TestWrittenRulesAgreeWithCEL(t *testing.T) {
-	agreeOnRules(t, matchtest.Grow(matchtest.Written(), 300, *seed))
+	agreeOnRules(t, matchtest.Grow(matchtest.Written(), min(300, *pairs/60), *seed))
 }
 
 // The same for the corpus of published rules, which is not part of the
@@ -162,7 +162,7 @@ func TestCorpusAgreesWithCEL(t *testing.T) {
 	if len(rules) < 50 {
 		t.Fatalf("only %d rules were converted", len(rules))
 	}
-	agreeOnRules(t, matchtest.Grow(rules, 2*len(rules), *seed))
+	agreeOnRules(t, matchtest.Grow(rules, min(2*len(rules), max(len(rules), *pairs/60)), *seed))
 }
 
 func corpus(t testing.TB) string {

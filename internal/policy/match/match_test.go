@@ -95,7 +95,7 @@ func active(n int) Bits {
 }
 
 func TestEvaluateAllocatesNothing(t *testing.T) {
-	env, rules := compileRules(t, matchtest.Grow(matchtest.Written(), 300, 3)...)
+	env, rules := compileRules(t, matchtest.Grow(matchtest.Written(), 150, 3)...)
 	kept := rules[:0]
 	for _, r := range rules { // those only CEL decides may allocate
 		if !strings.Contains(r.Condition.Source(), "pod.labels") {

@@ -184,8 +184,3 @@ func (m *automaton) next(s uint32, class uint8) uint32 {
 	}
 	return m.rows[s*m.classes+uint32(class)]
 }
-
-// size is the memory it takes, in bytes.
-func (m *automaton) size() int {
-	return 4*(len(m.rows)+len(m.offset)+len(m.heads)+len(m.fail)+len(m.own)+len(m.more)) + len(m.labels)
-}

@@ -168,6 +168,10 @@ func (e *explainer) truth(n *celenv.Node) celenv.Truth {
 		return e.variable(n.Kids[0])
 	case celenv.OpText:
 		return e.text1(n, n.Texts)
+	case celenv.OpRegexp:
+		if n.Gate != nil && e.truth(n.Gate) == celenv.False {
+			return celenv.False
+		}
 	case celenv.OpSome:
 		return e.each(n.Field, func() celenv.Truth { return e.truth(n.Kids[0]) })
 	case celenv.OpOpaque:

@@ -38,7 +38,7 @@ const (
 	// maxStorms bounds what takeStorms keeps.
 	maxStorms = 64
 	// lookEvery is after how many events the buffer and the clock are looked at.
-	lookEvery = 64
+	lookEvery = 16
 )
 
 // A storm is a flood of events of one source.

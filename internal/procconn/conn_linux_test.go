@@ -36,7 +36,8 @@ func TestEveryKind(t *testing.T) {
 
 		cmd := child("ids", "one", "", "three")
 		cmd.Dir = dir
-		pid := runChild(t, cmd)
+		var uid event.Record
+		pid := runChildWhile(t, cmd, func(pid int32) { uid = w.find(t, "setuid", is(event.UIDChange, pid)) })
 		fork := w.find(t, "fork", func(r *event.Record) bool { return r.Kind == event.Fork && r.PeerTGID == pid })
 		if fork.TGID != self || fork.PeerPID != pid || fork.RealParent != self {
 			t.Errorf("fork: %d/%d of real parent %d made %d, want parent %d", fork.PID, fork.TGID, fork.RealParent, fork.PeerPID, self)
@@ -52,7 +53,6 @@ func TestEveryKind(t *testing.T) {
 			t.Errorf("comm: %q of %d, want %q of %d", comm.Comm, comm.PID, oddName, pid)
 		}
 		gid := w.find(t, "setgid", is(event.GIDChange, pid))
-		uid := w.find(t, "setuid", is(event.UIDChange, pid))
 		if gid.ID != 1001 || gid.EID != 1002 || uid.ID != 1004 || uid.EID != 1005 {
 			t.Errorf("ids: gid %d/%d, uid %d/%d", gid.ID, gid.EID, uid.ID, uid.EID)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -65,9 +66,23 @@ func child(name string, args ...string) *exec.Cmd {
 // runChild runs a child to its end and returns its pid.
 func runChild(t *testing.T, cmd *exec.Cmd) int32 {
 	t.Helper()
+	return runChildWhile(t, cmd, func(int32) {})
+}
+
+// runChildWhile is runChild; the child's standard input ends when f returns.
+func runChildWhile(t *testing.T, cmd *exec.Cmd, f func(pid int32)) int32 {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	if err = cmd.Start(); err == nil {
+		f(int32(cmd.Process.Pid))
+		in.Close()
+		err = cmd.Wait()
+	}
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 1 {
 		t.Fatalf("child %q: %v: %s", cmd.Args, err, out.Bytes())
 	}
@@ -100,9 +115,9 @@ func changeIDs() error {
 	if _, _, e := syscall.RawSyscall(unix.SYS_SETRESUID, 1004, 1005, 1006); e != 0 {
 		return fmt.Errorf("setresuid: %w", e)
 	}
-	// The fall-back reads the other ids up to an interval later.
-	time.Sleep(50 * time.Millisecond)
-	return nil
+	// The fall-back reads the other ids later: until it has, we live.
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // trace attaches to a process of its own and detaches again.

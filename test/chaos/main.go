@@ -30,7 +30,30 @@ type options struct {
 
 func (o *options) has(fault string) bool { return slices.Contains(o.faults, fault) }
 
+// private runs this program again, with the same arguments, in a mount
+// namespace of its own: whoever makes one meanwhile would keep a copy of our
+// file systems alive, and they could not be mounted afresh.
+func private() (code int, err error) {
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "--kill-child", os.Args[0]}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err = cmd.Run()
+	if _, ended := errors.AsType[*exec.ExitError](err); ended {
+		err = nil
+	}
+	return cmd.ProcessState.ExitCode(), err
+}
+
+const inside = "PROCESSION_CHAOS_INSIDE"
+
 func main() {
+	if os.Getenv(inside) == "" {
+		code, err := private()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "chaos:", err)
+		}
+		os.Exit(code)
+	}
 	var o options
 	var seconds int
 	var faults string
@@ -261,7 +284,7 @@ var faults = []struct {
 // restoreBackup makes a backup, lets time pass, and puts it in the place of the
 // database.
 func restoreBackup(w *world, _ *agent, d time.Duration) error {
-	file := filepath.Join(w.cdisk.dir, "backup.db")
+	file := filepath.Join(w.work, "backup.db")
 	os.Remove(file)
 	if out, err := exec.Command(w.bin("collector"), "backup", file, "--state", w.state()).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)

@@ -84,6 +84,7 @@ type world struct {
 	sick   bool           // the webhook fails; guarded by mu
 }
 
+// policy alerts on the acts of this run: others may be under way.
 const policy = `
 apiVersion: procession.dev/v1alpha1
 kind: ClusterDetectionPolicy
@@ -92,7 +93,7 @@ spec:
   rules:
     - name: act
       events: [Exec]
-      condition: process.args[0] == 'chaos-act'
+      condition: process.args[0] == 'chaos-act' && process.args[1] == '%s'
       severity: Low
       message: an act
 `
@@ -115,11 +116,11 @@ func newWorld(opt options) (w *world, err error) {
 	}
 	w.hook = httptest.NewServer(http.HandlerFunc(w.takeHook))
 	policies := filepath.Join(w.work, "policies")
-	if err := errors.Join(os.Mkdir(policies, 0o755), os.WriteFile(filepath.Join(policies, "chaos.yaml"), []byte(policy), 0o644),
+	if err := errors.Join(os.Mkdir(policies, 0o755), os.WriteFile(filepath.Join(policies, "chaos.yaml"), fmt.Appendf(nil, policy, filepath.Base(w.work)), 0o644),
 		os.WriteFile(filepath.Join(w.work, "sinks.yaml"), fmt.Appendf(nil, "sinks: [{name: hook, webhook: {url: %q, plain: true, timeout: 2s}}]", w.hook.URL), 0o600)); err != nil {
 		return w, err
 	}
-	if w.cdisk, err = newDisk(w.work, "collector", 256); err != nil {
+	if w.cdisk, err = newDisk(w.work, "collector", 2048); err != nil {
 		return w, err
 	}
 	for i, size := range []string{"67108864", "1048576"} { // one of them has little room
@@ -224,7 +225,7 @@ func (w *world) act(ctx context.Context) (acts int) {
 			return acts
 		case <-tick.C:
 			cmd := exec.Command("/bin/true")
-			cmd.Args = []string{"chaos-act", fmt.Sprint(acts), strings.Repeat("x", 300)}
+			cmd.Args = []string{"chaos-act", filepath.Base(w.work), fmt.Sprint(acts), strings.Repeat("x", 300)}
 			if cmd.Run() == nil {
 				acts++
 			}

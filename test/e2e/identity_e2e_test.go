@@ -5,10 +5,14 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -237,6 +241,70 @@ func proofAgent(t *testing.T, c *cluster.Cluster) (read func() []proofLine) {
 	}
 }
 
+// watchKubelet notes when the kubelet's own list first has each container's id:
+// nobody who asks the kubelet can know its name before.
+func watchKubelet(t *testing.T, c *cluster.Cluster) (listed func() map[string]time.Time) {
+	t.Helper()
+	ca, err := os.ReadFile(filepath.Join(c.Dir, "pki", "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 10 * time.Second}
+	token := strings.TrimSpace(c.Do(t, "create", "token", "reader", "-n", "id-a", "--duration=1h"))
+	first := map[string]time.Time{}
+	look := func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.NodeIP+":10250/pods", nil)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		type status struct{ ContainerID string }
+		var list struct {
+			Items []struct {
+				Status struct{ ContainerStatuses, InitContainerStatuses []status }
+			}
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+			return err
+		}
+		now := time.Now()
+		for _, p := range list.Items {
+			for _, s := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses...) {
+				_, id, _ := strings.Cut(s.ContainerID, "://")
+				if _, known := first[id]; !known && id != "" {
+					first[id] = now
+				}
+			}
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			if err := look(ctx); err != nil && ctx.Err() == nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	stop := func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return func() map[string]time.Time { stop(); return first }
+}
+
 // A claim is one program: what it said of itself, and what Procession said.
 type claim struct {
 	namespace, pod, container, uid, what string
@@ -305,6 +373,7 @@ func TestIdentity(t *testing.T) {
 	}
 	c.Apply(t, proofAccess)
 	read := proofAgent(t, c)
+	listed := watchKubelet(t, c)
 	manifests, static, execs := proofPods()
 	staticFile := filepath.Join(c.Dir, "etc", "static", "id-proof.yaml")
 	if err := os.WriteFile(staticFile, []byte(static), 0o644); err != nil {
@@ -340,7 +409,7 @@ func TestIdentity(t *testing.T) {
 		}
 		return nil
 	})
-	checkClaims(t, got)
+	checkClaims(t, got, listed())
 	late := 0
 	for _, cl := range claims(read(), "in-a") {
 		if cl.namespace != "id-a" {
@@ -388,9 +457,9 @@ func coverage(lines []proofLine) string {
 	return b.String()
 }
 
-func checkClaims(t *testing.T, got map[string]*claim) {
+func checkClaims(t *testing.T, got map[string]*claim, listed map[string]time.Time) {
 	t.Helper()
-	var pod, name []time.Duration
+	var pod, name, kubelet, ours []time.Duration
 	origins := map[string]string{"probe": "probe", "hook": "lifecycleHook", "exec": "execSession"}
 	seen := map[string]map[string]int{}
 	pods := map[string]bool{}
@@ -400,6 +469,10 @@ func checkClaims(t *testing.T, got map[string]*claim) {
 		}
 		pods[cl.namespace+"/"+cl.pod] = true
 		pod, name = append(pod, cl.podAfter), append(name, cl.nameAfter)
+		if at, ok := listed[cl.alert.Container.ID]; ok && cl.nameAfter > 0 {
+			behind := max(0, at.Sub(cl.alert.Time))
+			kubelet, ours = append(kubelet, behind), append(ours, max(0, cl.nameAfter-behind))
+		}
 		want := origins[cl.what]
 		if want == "" {
 			want = "child"
@@ -444,6 +517,8 @@ func checkClaims(t *testing.T, got map[string]*claim) {
 	}
 	row("pod", pod)
 	row("container name", name)
+	row("  kubelet", kubelet)
+	row("  and we", ours)
 	for _, want := range slices.Sorted(maps.Keys(seen)) {
 		t.Logf("origin %s: told at once as %v", want, seen[want])
 	}

@@ -17,6 +17,7 @@ const (
 	shapeNumber              // int, by number
 	shapeCaps                // list(string), by number: a set of capabilities
 	shapeFlag                // bool, by flag
+	shapeMap                 // map(string, string), by table
 )
 
 // A fact is how one thing is read off a T. ok is false when it is missing.
@@ -28,6 +29,7 @@ type fact[T any] struct {
 	text   func(T) (s string, ok bool) // raw: see clean
 	number func(T) (n int64, ok bool)
 	flag   func(T) (b, ok bool)
+	table  func(T) (m map[string]string, ok bool)
 	value  func(T) ref.Val // missing when it is not known
 }
 
@@ -67,6 +69,10 @@ func yes[T any](f func(T) bool) fact[T] {
 	return yesIf(func(t T) (bool, bool) { return f(t), true })
 }
 
+func strMap[T any](f func(T) (map[string]string, bool)) fact[T] {
+	return fact[T]{shape: shapeMap, typ: cel.MapType(cel.StringType, cel.StringType), table: f}
+}
+
 func other[T any](typ *cel.Type, f func(T) ref.Val) fact[T] {
 	return fact[T]{typ: typ, value: f}
 }
@@ -100,6 +106,13 @@ func (f *fact[T]) box(t T) ref.Val {
 			return missing
 		}
 		return types.Bool(b)
+	}
+	if f.shape == shapeMap {
+		m, ok := f.table(t)
+		if !ok {
+			return missing
+		}
+		return types.NewStringStringMap(types.DefaultTypeAdapter, m)
 	}
 	return f.value(t)
 }

@@ -33,11 +33,15 @@ type Node struct {
 	Number int64          // OpNumber without Other; OpCaps: a set of one
 	Regexp *regexp.Regexp // OpRegexp
 	Opaque *Expr          // OpOpaque
+	Label  *Label         // OpLabel
 
 	// Gate, where it is set, is true or undecided whenever the node is, and
 	// cheaper.
 	Gate *Node
 }
+
+// A Label is a key of a map, and the value where it is not there.
+type Label struct{ Key, Default string }
 
 // NoField stands for no field.
 const NoField Field = -1
@@ -59,6 +63,7 @@ const (
 	OpNumber             // a Measure of Field stands in Rel to Number, or to Other's value
 	OpCaps               // the capabilities in Number are in Field
 	OpFlag               // Field is true
+	OpLabel              // the value at Label in Field, a map, passes a Test with one of Texts
 	OpSome               // Kids[0] for one of the elements of Field, which is args or ancestors
 	OpOpaque             // only CEL knows
 )

@@ -31,6 +31,7 @@ type textSource struct {
 	field   Field // NoField: literal
 	elem    bool
 	fold    Fold
+	label   *Label // of the map that field is; nil: it is a text
 	literal string
 }
 
@@ -305,6 +306,9 @@ func (l *lowerer) text(e ast.Expr) (textSource, bool) {
 		return textSource{field: f, elem: true}, ok && (p.shape == shapeText || p.shape == shapeJoined)
 	case ast.CallKind:
 		c := e.AsCall()
+		if c.FunctionName() == "orValue" && c.IsMemberFunction() {
+			return l.label(c.Target(), c.Args()[0])
+		}
 		if !c.IsMemberFunction() || len(c.Args()) > 0 {
 			break
 		}
@@ -325,6 +329,25 @@ func (l *lowerer) text(e ast.Expr) (textSource, bool) {
 		return t, ok
 	}
 	return textSource{}, false
+}
+
+// label reads pod.labels[?'key'].orValue('default'), given what is before and
+// in orValue.
+func (l *lowerer) label(maybe, or ast.Expr) (textSource, bool) {
+	def, ok := l.text(or)
+	if !ok || def.field != NoField || maybe.Kind() != ast.CallKind {
+		return textSource{}, false
+	}
+	c := maybe.AsCall()
+	if c.FunctionName() != operators.OptIndex && c.FunctionName() != operators.OptSelect || c.Args()[0].Kind() != ast.IdentKind {
+		return textSource{}, false
+	}
+	slot, ok := l.scope.slots[c.Args()[0].AsIdent()]
+	key, okKey := l.text(c.Args()[1])
+	if !ok || !okKey || key.field != NoField || l.scope.env.vars[slot].shape != shapeMap {
+		return textSource{}, false
+	}
+	return textSource{field: Field(slot), label: &Label{key.literal, def.literal}}, true
 }
 
 // texts reads e as a list of texts that are written out.
@@ -356,8 +379,11 @@ func (l *lowerer) texts(e ast.Expr) ([]string, bool) {
 // test compares a text with texts that are written out.
 func (l *lowerer) test(test Test, e ast.Expr, texts []string) *Node {
 	t, ok := l.text(e)
-	if !ok || t.field == NoField {
+	switch {
+	case !ok || t.field == NoField || t.label != nil && t.fold != FoldNone:
 		return nil
+	case t.label != nil:
+		return &Node{Op: OpLabel, Field: t.field, Label: t.label, Test: test, Texts: texts, Other: NoField}
 	}
 	return &Node{Op: OpText, Field: t.field, Elem: t.elem, Fold: t.fold, Test: test, Texts: texts, Other: NoField}
 }
@@ -374,7 +400,7 @@ func (l *lowerer) equal(a, b ast.Expr) (*Node, error) {
 		return l.test(Equal, a, []string{tb.literal}), nil
 	case ta.field == NoField:
 		return l.test(Equal, b, []string{ta.literal}), nil
-	case ta.fold != tb.fold:
+	case ta.fold != tb.fold || ta.label != nil || tb.label != nil:
 		return nil, nil
 	}
 	return &Node{Op: OpSame, Field: ta.field, Elem: ta.elem, Other: tb.field, OtherElem: tb.elem, Fold: ta.fold}, nil
@@ -428,7 +454,7 @@ func (l *lowerer) number(e ast.Expr) (numberSource, bool) {
 			return numberSource{field: f, measure: OfCount}, true
 		}
 		t, ok := l.text(of)
-		return numberSource{field: t.field, elem: t.elem, measure: OfLength}, ok && t.field != NoField
+		return numberSource{field: t.field, elem: t.elem, measure: OfLength}, ok && t.field != NoField && t.label == nil
 	}
 	return numberSource{}, false
 }
@@ -507,7 +533,7 @@ func (l *lowerer) in(x, list ast.Expr) *Node {
 func (l *lowerer) matches(e, pattern ast.Expr) *Node {
 	t, ok := l.text(e)
 	p, okp := l.text(pattern)
-	if !ok || !okp || t.field == NoField || p.field != NoField {
+	if !ok || !okp || t.field == NoField || t.label != nil || p.field != NoField {
 		return nil
 	}
 	re, err := regexp.Compile(p.literal)

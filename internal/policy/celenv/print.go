@@ -74,7 +74,7 @@ func (n *Node) infix() bool {
 	switch n.Op {
 	case OpConst, OpVariable, OpFlag, OpRegexp, OpSome, OpNot:
 		return false
-	case OpText:
+	case OpText, OpLabel:
 		return n.Test == Equal
 	}
 	return true
@@ -97,6 +97,8 @@ func (e *Env) leaf(b *strings.Builder, n *Node) {
 	switch n.Op {
 	case OpText:
 		writeTest(b, field, n)
+	case OpLabel:
+		writeTest(b, fmt.Sprintf("%s[?%s].orValue(%s)", field, quote(n.Label.Key), quote(n.Label.Default)), n)
 	case OpSame:
 		fmt.Fprintf(b, "%s == %s", field, e.subject(n.Other, n.OtherElem, n.Fold))
 	case OpRegexp:

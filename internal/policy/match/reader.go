@@ -15,7 +15,7 @@ type reader struct {
 }
 
 // plain is the value of a node that is a number, a yes/no fact, a set of
-// capabilities, a regular expression or two texts.
+// capabilities, a label, a regular expression or two texts.
 func (r *reader) plain(n *celenv.Node) celenv.Truth {
 	at := 0
 	if n.Elem {
@@ -30,11 +30,26 @@ func (r *reader) plain(n *celenv.Node) celenv.Truth {
 	case celenv.OpCaps:
 		set, known := r.act.Number(n.Field, at)
 		return decided(n.Number != 0 && set&n.Number == n.Number, known)
+	case celenv.OpLabel:
+		return r.label(n)
 	case celenv.OpRegexp:
 		text, known := r.text(n.Field, at, n.Fold)
 		return decided(known && n.Regexp.Match(text), known)
 	}
 	return r.same(n, at)
+}
+
+func (r *reader) label(n *celenv.Node) celenv.Truth {
+	m, known := r.act.Map(n.Field)
+	if !known {
+		return celenv.Undecided
+	}
+	v, ok := m[n.Label.Key]
+	if !ok {
+		v = n.Label.Default
+	}
+	r.folded = append(r.folded[:0], v...)
+	return truth(passes(n.Test, r.folded, n.Texts))
 }
 
 // each asks for each element of a list until one says yes.

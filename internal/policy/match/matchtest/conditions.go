@@ -36,6 +36,9 @@ func (w *writer) text() string {
 	if w.r.IntN(20) == 0 {
 		return w.pick("process.args[0]", "process.args[1]", "(process.name + parent.name)", "process.name.trim()", "pod.labels['app']", "pod.labels[?'app'].orValue('')", "string(process.uid)")
 	}
+	if w.r.IntN(20) == 0 {
+		return w.pick("pod.labels[?'app']", "pod.labels.?app", "pod.labels[?'nope']", "node.labels[?'app']") + ".orValue(" + w.literal() + ")"
+	}
 	return w.fold(textVars[w.r.IntN(len(textVars))])
 }
 

@@ -389,6 +389,32 @@ func checkPrivileges(t *testing.T, all []runtime.Object, podNetwork bool) {
 	}
 }
 
+// The upgrade job may change each definition there is, and brings it along.
+func TestUpgradeJob(t *testing.T) {
+	all := objects(t, mustRender(t, "", "v1.36.3", nil))
+	role, brought := find[*rbacv1.ClusterRole](t, all, "procession-crds"), find[*corev1.ConfigMap](t, all, "procession-crds")
+	files, err := filepath.Glob(dir + "/crds/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no definitions: %v", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var crd struct{ Metadata metav1.ObjectMeta }
+		if err := yaml.Unmarshal(text, &crd); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(role.Rules[0].ResourceNames, crd.Metadata.Name) {
+			t.Errorf("the job may not change %s", crd.Metadata.Name)
+		}
+		if strings.TrimSpace(brought.Data[filepath.Base(file)]) != strings.TrimSpace(string(text)) {
+			t.Errorf("the job brings another %s", filepath.Base(file))
+		}
+	}
+}
+
 // What depends on the cluster's version or on what it has.
 func TestDepends(t *testing.T) {
 	agentOf := func(all []runtime.Object) *appsv1.DaemonSet {

@@ -85,10 +85,15 @@ func (d *door) knock(t *testing.T, token, node string) error {
 	return err
 }
 
-// counter is the sum of a metric's series whose labels hold a text.
 func (d *door) counter(t *testing.T, name, label string) float64 {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.metrics, nil)
+	return counter(t, d.metrics, name, label)
+}
+
+// counter is the sum of a metric's series whose labels hold a text.
+func counter(t *testing.T, url, name, label string) float64 {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

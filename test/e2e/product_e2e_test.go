@@ -474,7 +474,29 @@ func checkTicks(t *testing.T, p *product) {
 			unseen++
 		}
 	}
+	for _, s := range p.blind {
+		checkGap(t, s, ran, came, lost)
+	}
 	t.Logf("%d ticks ran; %d have no alert; %d alerts were named as lost", len(ran), unseen, lost)
+}
+
+// checkGap looks at the ticks that were not seen in a blind time: an agent that is
+// dead misses what comes one after the other, and nothing before or after.
+func checkGap(t *testing.T, s span, ran map[int]time.Time, came map[int]int, lost int) {
+	t.Helper()
+	var missing []int
+	for n, at := range ran {
+		if came[n] == 0 && !at.Before(s.from) && !at.After(s.to) {
+			missing = append(missing, n)
+		}
+	}
+	slices.Sort(missing)
+	if len(missing) == 0 {
+		return
+	}
+	if holes := missing[len(missing)-1] - missing[0] + 1 - len(missing); holes > lost {
+		t.Errorf("the agent was dead once between %v and %v, and the ticks that were not seen have %d others between them: %v", s.from, s.to, holes, missing)
+	}
 }
 
 // pod is the one ready pod of a selector.

@@ -163,7 +163,7 @@ func fleet(n int) []byte {
 		}
 		p.Status.ContainerStatuses[0].ContainerID = "containerd://" + id(10*i+5)
 		p.Spec.EphemeralContainers = nil
-		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:a":` + strings.Repeat(`{"f:b":`, 50) + "{}" + strings.Repeat("}", 50) + "}")}}}
+		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(`{"f:a":` + strings.Repeat(`{"f:b":`, 50) + "{}" + strings.Repeat("}", 50) + "}")}}
 		pods = append(pods, p)
 	}
 	b, err := json.Marshal(podList(pods...))

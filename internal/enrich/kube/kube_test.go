@@ -295,7 +295,9 @@ func TestFailuresKeepWhatIsKnown(t *testing.T) {
 		{"forbidden", "forbidden", "nodes/pods", code(403)},
 		{"token expired", "unauthorized", "token", code(401)},
 		{"failing", "other", "status 500", code(500)},
-		{"redirect", "other", "status 302", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://127.0.0.1:1/", 302) }},
+		{"redirect", "other", "status 302", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://127.0.0.1:1/", http.StatusFound)
+		}},
 		{"garbage", "malformed", "list of pods", text("\x00\xff garbage")},
 		{"no list", "malformed", "Status", text(`{"kind":"Status","items":[]}`)},
 		{"items is no list", "malformed", "items", text(`{"kind":"PodList","items":7}`)},

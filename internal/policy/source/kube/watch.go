@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,8 +50,9 @@ type Watcher struct {
 	stores  []*store
 	changed chan struct{} // capacity 1
 
-	mu     sync.Mutex // guards status
-	status Status
+	mu      sync.Mutex // guards what follows
+	status  Status
+	failing map[string]string // by kind: why its last list or watch ended
 }
 
 // Status says how the watch stands. Counters are since New.
@@ -57,8 +60,8 @@ type Status struct {
 	Synced   bool      // each kind was listed once
 	Changes  uint64    // sets of objects handed over
 	Failures uint64    // lists and watches that ended with an error
-	Error    string    // of the last failure; "" when there was none since the last change or list
-	ErrorAt  time.Time // of it
+	Error    string    // why a kind is not watched at present; "" when all are
+	ErrorAt  time.Time // of the last failure
 }
 
 // NewWatcher makes a watcher. It connects to nothing.
@@ -66,7 +69,7 @@ func (c *Client) NewWatcher(objects *source.Objects, log *slog.Logger) (*Watcher
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	w := &Watcher{log: log, objects: objects, changed: make(chan struct{}, 1)}
+	w := &Watcher{log: log, objects: objects, changed: make(chan struct{}, 1), failing: map[string]string{}}
 	scheme, gv := policyScheme()
 	r, err := c.restClient(gv, scheme)
 	if err != nil {
@@ -83,6 +86,9 @@ func (w *Watcher) Status() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.status
+	for _, kind := range slices.Sorted(maps.Keys(w.failing)) {
+		s.Error = kind + ": " + w.failing[kind]
+	}
 	s.Synced = true
 	for _, st := range w.stores {
 		s.Synced = s.Synced && st.isSynced()
@@ -152,22 +158,23 @@ func (w *Watcher) failed(kind string, err error) {
 		return
 	}
 	w.mu.Lock()
-	first := w.status.Error == ""
+	_, again := w.failing[kind]
+	w.failing[kind] = err.Error()
 	w.status.Failures++
-	w.status.Error, w.status.ErrorAt = fmt.Sprintf("%s: %v", kind, err), time.Now()
+	w.status.ErrorAt = time.Now()
 	w.mu.Unlock()
-	if first {
+	if !again {
 		w.log.Warn("policies cannot be watched; the rules in force stay, and it is tried again", "kind", kind, "err", err)
 	}
 }
 
-func (w *Watcher) succeeded() {
+func (w *Watcher) succeeded(kind string) {
 	w.mu.Lock()
-	again := w.status.Error != ""
-	w.status.Error = ""
+	_, again := w.failing[kind]
+	delete(w.failing, kind)
 	w.mu.Unlock()
 	if again {
-		w.log.Info("policies are watched again")
+		w.log.Info("policies are watched again", "kind", kind)
 	}
 }
 
@@ -240,7 +247,7 @@ func (s *store) change(f func(map[string]source.Object) error) error {
 	err := f(s.objects)
 	s.dirty = true
 	s.mu.Unlock()
-	s.w.succeeded()
+	s.w.succeeded(s.kind)
 	s.w.wake()
 	return err
 }

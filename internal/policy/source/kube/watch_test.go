@@ -37,7 +37,6 @@ type apiServer struct {
 	missing  map[string]bool // resources the cluster does not have
 	changed  chan struct{}
 	requests map[string]int
-	watchers sync.WaitGroup
 }
 
 type watchEvent struct {
@@ -335,12 +334,17 @@ func TestKindMissing(t *testing.T) {
 	s.do("ADDED", clusterwide, "", "a", "process.uid == 1")
 	a := start(t, c, "")
 	a.want("the kind that is there", "a=1")
-	if st := a.w.Status(); st.Synced {
-		t.Errorf("status %+v says that both are there", st)
+	s.do("MODIFIED", clusterwide, "", "a", "process.uid == 3")
+	a.want("it goes on", "a=3")
+	if st := a.w.Status(); st.Synced || !strings.HasPrefix(st.Error, "DetectionPolicy: ") {
+		t.Errorf("status %+v does not say that the other one is missing", st)
 	}
 	s.do("ADDED", namespaced, "shop", "b", "process.uid == 2")
 	s.set(func(s *apiServer) { s.missing[namespaced] = false })
-	a.want("the other one came", "a=1 shop/b=2")
+	a.want("the other one came", "a=3 shop/b=2")
+	if st := a.w.Status(); !st.Synced || st.Error != "" {
+		t.Errorf("status %+v", st)
+	}
 }
 
 // A field that this version does not know is refused, not dropped.

@@ -1,4 +1,4 @@
-package proto_test
+package processionv1_test
 
 import (
 	"bytes"

@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/procession-dev/procession/internal/forward"
 )
@@ -77,6 +78,7 @@ func (c *connectFlags) apply(cfg *forward.Config) {
 		return
 	}
 	cfg.Token = forward.TokenFile(c.token)
+	fetch := seldom(fetchEvery, c.fetchCA)
 	cfg.TLS = func(ctx context.Context) (*tls.Config, error) {
 		conf, err := files.TLS(ctx)
 		if c.fetchCA == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -84,7 +86,7 @@ func (c *connectFlags) apply(cfg *forward.Config) {
 		}
 		// A new cluster: the kubelet writes the file a minute after the
 		// collector has published it.
-		ca, err := c.fetchCA(ctx)
+		ca, err := fetch(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -109,4 +111,23 @@ func target(s string) (string, error) {
 		return "", fmt.Errorf("%q is not host:port", s)
 	}
 	return net.JoinHostPort(s[:i], s[i+1:]), nil
+}
+
+// fetchEvery is how often the bundle is asked for: an agent that is about to
+// stop tries to connect several times a second.
+const fetchEvery = 2 * time.Second
+
+// seldom makes a function that calls f no more often than every so often, and
+// gives its last answer in between. Calls come one at a time.
+func seldom(every time.Duration, f func(context.Context) ([]byte, error)) func(context.Context) ([]byte, error) {
+	var last time.Time
+	var b []byte
+	var err error
+	return func(ctx context.Context) ([]byte, error) {
+		if now := time.Now(); last.IsZero() || now.Sub(last) >= every {
+			last = now
+			b, err = f(ctx)
+		}
+		return b, err
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/procession-dev/procession/internal/forward"
 )
@@ -68,4 +70,24 @@ func TestFetchCA(t *testing.T) {
 	if _, err := cfg.TLS(t.Context()); err == nil || errors.Is(err, fetched) {
 		t.Errorf("a broken file: %v, want an error about it", err)
 	}
+}
+
+// However often it is tried to connect, the API server is asked seldom.
+func TestSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		f := seldom(2*time.Second, func(context.Context) ([]byte, error) {
+			asked++
+			return []byte{byte(asked)}, nil
+		})
+		for range 100 { // 10 s
+			if b, err := f(t.Context()); err != nil || int(b[0]) != asked {
+				t.Fatalf("%v, %v", b, err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if asked != 5 {
+			t.Errorf("asked %d times in 10 s, want 5", asked)
+		}
+	})
 }

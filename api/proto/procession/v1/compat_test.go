@@ -89,7 +89,7 @@ func TestNothingBreaks(t *testing.T) {
 	}
 	if len(have) > 0 && !*update {
 		for l := range have {
-			t.Errorf("new: %s; run go test ./api/proto -update, and it may never change again", l)
+			t.Errorf("new: %s; run go test ./api/proto/procession/v1 -update, and it may never change again", l)
 		}
 	}
 	if *update && !t.Failed() {

@@ -214,7 +214,9 @@ func TestAnswers(t *testing.T) {
 			w.Header().Set("Retry-After", "-5")
 			w.WriteHeader(503)
 		}, "status 503", 0},
-		{"redirect", func(_ int, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect) }, "status 307", 0},
+		{"redirect", func(_ int, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, "status 307", 0},
 		{"200, then reset", func(_ int, w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			w.WriteHeader(200)

@@ -30,6 +30,7 @@ type release struct {
 	c      *cluster.Cluster
 	images map[string]string
 	values []string // files
+	shared bool     // another release is on the cluster, and needs the definitions too
 }
 
 func (r *release) helm(ctx context.Context, verb string, more ...string) (string, error) {
@@ -54,10 +55,10 @@ const stateDir = "/var/lib/procession"
 func (r *release) prepare(t *testing.T) {
 	t.Helper()
 	if others := strings.TrimSpace(r.c.Do(t, "get", "daemonset", "--all-namespaces", "--selector", "app.kubernetes.io/name=procession", "--output", "name")); others != "" {
-		t.Fatalf("another release is installed, whose policies and definitions are cluster-wide: %s; helm list -A names it", others)
+		t.Logf("another release is installed (helm list -A names it); the definitions are left alone: %s", others)
+		r.shared = true
 	}
-	// Left over from an installation by hand.
-	if err := r.removeCRDs(t.Context()); err != nil {
+	if err := r.removeCRDs(t.Context()); err != nil { // left over from an installation by hand
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(stateDir); err == nil {
@@ -88,8 +89,11 @@ func (r *release) uninstall(ctx context.Context) error {
 	return err
 }
 
-// removeCRDs removes what an uninstall leaves.
+// removeCRDs removes what an uninstall leaves, unless somebody else needs it.
 func (r *release) removeCRDs(ctx context.Context) error {
+	if r.shared {
+		return nil
+	}
 	_, err := r.c.Kubectl(ctx, "delete", "crd", "--ignore-not-found", "clusterdetectionpolicies.procession.dev", "detectionpolicies.procession.dev")
 	return err
 }
@@ -178,6 +182,9 @@ func TestChartDefaults(t *testing.T) {
 	want := []string{
 		"CustomResourceDefinition /clusterdetectionpolicies.procession.dev",
 		"CustomResourceDefinition /detectionpolicies.procession.dev",
+	}
+	if r.shared {
+		want = []string{}
 	}
 	if d := cmp.Diff(want, left); d != "" {
 		t.Errorf("what the uninstalled chart leaves (-want +got):\n%s", d)
@@ -298,16 +305,22 @@ func TestChart(t *testing.T) {
 	t.Run("measured", func(t *testing.T) { measure(t, p) })
 	t.Run("faults", func(t *testing.T) {
 		breakThings(t, p)
-		t.Run("chart upgraded under load", func(t *testing.T) { upgrade(t, r, p) })
+		t.Run("chart upgraded under load", func(t *testing.T) {
+			upgrade(t, r, p, "--set-string", "agent.podAnnotations.e2e=two", "--set-string", "collector.podAnnotations.e2e=two")
+		})
+		t.Run("agents given a network of their own", func(t *testing.T) {
+			upgrade(t, r, p, "--set", "agent.hostNetwork=false", "--set-string", "collector.podAnnotations.e2e=three")
+		})
 	})
 	t.Logf("the webhook delivered %d records again", s.repeats)
 }
 
 // upgrade changes both pod templates while alerts come.
-func upgrade(t *testing.T, r *release, p *product) {
+func upgrade(t *testing.T, r *release, p *product, values ...string) {
+	t.Helper()
 	agent, collector := p.pod(t, p.agents), p.pod(t, p.collector)
 	from := time.Now()
-	if _, err := r.helm(t.Context(), "upgrade", "--set-string", "agent.podAnnotations.e2e=two", "--set-string", "collector.podAnnotations.e2e=two"); err != nil {
+	if _, err := r.helm(t.Context(), "upgrade", values...); err != nil {
 		t.Fatal(err)
 	}
 	p.waitReplaced(t, p.agents, agent)

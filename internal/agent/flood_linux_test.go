@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -382,7 +383,13 @@ func TestFloodOfOne(t *testing.T) {
 		testenv.Skip(t, "cannot make a cgroup: "+err.Error())
 	}
 	defer func() {
-		if err := os.Remove(f.cgroup); err != nil {
+		// A process that has been waited for leaves its cgroup a moment later.
+		err := os.Remove(f.cgroup)
+		for i := 0; i < 500 && errors.Is(err, unix.EBUSY); i++ {
+			time.Sleep(10 * time.Millisecond)
+			err = os.Remove(f.cgroup)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 	}()

@@ -4,6 +4,7 @@ package recorder
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/testenv"
@@ -224,7 +227,13 @@ func newCgroup(t testing.TB, r *Recorder, levels ...string) string {
 		}
 		made := dir
 		t.Cleanup(func() {
-			if err := os.Remove(made); err != nil {
+			// A process that has been waited for leaves its cgroup a moment later.
+			err := os.Remove(made)
+			for i := 0; i < 500 && errors.Is(err, unix.EBUSY); i++ {
+				time.Sleep(10 * time.Millisecond)
+				err = os.Remove(made)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		})

@@ -61,9 +61,7 @@ func (r *proofRow) String() string {
 	for i := range r.told {
 		runs = append(runs, fmt.Sprint(r.right(i)))
 	}
-	for _, e := range r.errs {
-		runs = append(runs, e)
-	}
+	runs = append(runs, r.errs...)
 	return fmt.Sprintf("| %s | %d | %s | %s |", r.what, r.execs, strings.Join(runs, ", "), yes(r.reached()))
 }
 

@@ -30,7 +30,7 @@ func main() {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("want one of: up, down, status, env, load ARCHIVE...")
+		return errors.New("want up, down, status, env or load with archives")
 	}
 	c, err := cluster.Open(ctx, stderr)
 	if err != nil {
@@ -71,5 +71,5 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("%q: want one of: up, down, status, env, load ARCHIVE...", args[0])
+	return fmt.Errorf("%q: want up, down, status, env or load with archives", args[0])
 }

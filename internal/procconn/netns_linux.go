@@ -24,17 +24,18 @@ func openAnywhere(ctx context.Context, cfg Config) (*Conn, error) {
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return c, err
 	}
-	refused := []error{err}
-	for _, path := range hostNetworks {
+	refused := [1 + len(hostNetworks)]error{err}
+	for i, path := range hostNetworks {
 		cfg.network = path
 		if c, err = open(ctx, cfg); err == nil {
 			cfg.Log.LogAttrs(ctx, slog.LevelInfo, "this process is not in the host's network namespace; the socket for process events was made there",
 				slog.String("namespace", path))
 			return c, nil
 		}
-		refused = append(refused, err)
+		refused[1+i] = err
 	}
-	return nil, errors.Join(refused...)
+	return nil, fmt.Errorf("%w; or, with hostNetwork: false, give the capabilities SYS_ADMIN and SYS_PTRACE, "+
+		"to make the socket in the host's network namespace (now: %w; %w)", refused[0], refused[1], refused[2])
 }
 
 // newSocket makes a connector socket in the network namespace at a path, or in
@@ -49,7 +50,7 @@ func newSocket(network string) (fd int, err error) {
 	}
 	ns, err := os.Open(network)
 	if err != nil {
-		return -1, enterError(err)
+		return -1, err
 	}
 	defer ns.Close()
 	done := make(chan struct{})
@@ -58,7 +59,7 @@ func newSocket(network string) (fd int, err error) {
 	onOwnThread(func() {
 		defer close(done)
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = enterError(fmt.Errorf("setns %s: %w", network, err))
+			err = fmt.Errorf("setns %s: %w", network, err)
 			return
 		}
 		if fd, err = unix.Socket(unix.AF_NETLINK, kind, unix.NETLINK_CONNECTOR); err != nil {
@@ -70,9 +71,4 @@ func newSocket(network string) (fd int, err error) {
 		return -1, err
 	}
 	return fd, nil
-}
-
-func enterError(err error) error {
-	return fmt.Errorf("%w: cannot make a socket in the host's network namespace (%w): "+
-		"this takes the capabilities SYS_ADMIN and SYS_PTRACE where hostNetwork is false", ErrNotSupported, err)
 }

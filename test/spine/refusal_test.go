@@ -46,9 +46,9 @@ func TestRefusals(t *testing.T) {
 		want []string // all of these, in any order
 	}{
 		{"events, not root, not in the host's namespaces", []string{"unshare", "-Un", agent, "events", "--duration", "2s"}, 0, 3, []string{"namespace"}},
-		{"events, another network namespace", []string{"unshare", "-n", agent, "events", "--duration", "2s"}, 0, 3, []string{"network namespace", "hostNetwork"}},
+		{"events, another network namespace without SYS_ADMIN", []string{"unshare", "-n", "setpriv", "--bounding-set", "-sys_admin", agent, "events", "--duration", "2s"}, 0, 3, []string{"network namespace", "hostNetwork"}},
 		{"events, another pid namespace", []string{"unshare", "-pf", agent, "events", "--duration", "2s"}, 0, 3, []string{"pid namespace", "hostPID"}},
-		{"run, another network namespace", append([]string{"unshare", "-n"}, run()...), 0, 3, []string{"network namespace", "hostNetwork"}},
+		{"run, another network namespace without SYS_ADMIN", append([]string{"unshare", "-n", "setpriv", "--bounding-set", "-sys_admin"}, run()...), 0, 3, []string{"network namespace", "hostNetwork"}},
 		{"events, not root", []string{agent, "events", "--recorder", "require", "--duration", "2s"}, 65534, 3, []string{"CAP_BPF", "CAP_PERFMON", "recorder: auto"}},
 		{"run, policy directory missing", run("--policies", "/nonexistent/policies"), 0, 1, []string{"/nonexistent/policies", "--policies"}},
 		{"run, state directory not writable", run("--state", readOnly), 0, 1, []string{readOnly, "read-only"}},

@@ -14,6 +14,7 @@ go vet -tags e2e ./test/e2e/...
 # The decoders and the tables build everywhere: authors replay on other systems.
 GOOS=darwin GOARCH=arm64 go vet ./internal/event ./internal/procfs ./internal/proctable ./internal/policy/... ./internal/procconn/... \
 	./internal/replay ./internal/author ./cmd/procession
+GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/agent ./cmd/procession
 GOOS=linux GOARCH=arm64 go vet ./internal/... ./cmd/...
 mkdir -p bin/tools
 (cd tools && go build -o ../bin/tools/ honnef.co/go/tools/cmd/staticcheck)

@@ -92,13 +92,17 @@ generate: ## make every generated file anew
 	@hack/generate.sh
 
 .PHONY: dist
-dist: ## static binaries for every architecture, in dist/, and for authors on macOS
+dist: dist-linux ## static binaries for every architecture, in dist/, and for authors on macOS
+	@mkdir -p dist/darwin-arm64 && echo dist/darwin-arm64 && \
+		GOOS=darwin GOARCH=arm64 $(GOBUILD) -o dist/darwin-arm64/ ./cmd/agent ./cmd/procession
+
+.PHONY: dist-linux
+dist-linux:
 	@for a in $(ARCHES); do mkdir -p dist/linux-$$a && echo "dist/linux-$$a" && \
 		GOOS=linux GOARCH=$$a $(GOBUILD) -o dist/linux-$$a/ ./cmd/agent ./cmd/collector ./cmd/procession || exit 1; done
-	@mkdir -p dist/darwin-arm64 && echo dist/darwin-arm64 && GOOS=darwin GOARCH=arm64 $(GOBUILD) -o dist/darwin-arm64/ ./cmd/agent ./cmd/procession
 
 .PHONY: image
-image: dist ## OCI images of agent and collector in dist/*.oci.tar, without any registry (needs buildah)
+image: dist-linux ## OCI images of agent and collector in dist/*.oci.tar, without any registry (needs buildah)
 	@VERSION=$(VERSION) hack/image.sh $(ARCHES)
 
 .PHONY: deps

@@ -9,6 +9,8 @@
 //   - What was raised is kept in the store: a collector that is started again
 //     neither raises it twice nor forgets to clear it. (A crash between the
 //     alert and the note repeats the alert, with another id.)
+//   - Time between two reports is measured by the monotonic clock: a wall clock
+//     that is set forward or back calls nobody silent and hides nobody's silence.
 //   - These alerts are stored and delivered like all others, under the node
 //     Name, which no agent can have.
 package fleet
@@ -67,12 +69,19 @@ type Monitor struct {
 	cfg   Config
 	epoch store.Epoch
 	seq   uint64
-	begin time.Time
-	until time.Time            // end of the lease
-	loss  map[string]time.Time // by node: when coverage with a loss was received last
+	begin time.Duration            // from here on nodes are waited for, as the others on the clock of Run
+	until time.Duration            // end of the lease
+	heard map[string]report        // by node
+	loss  map[string]time.Duration // by node: when coverage with a loss was seen last
 
 	mu     sync.Mutex
 	counts map[string]int // nodes by condition; guarded by mu
+}
+
+// A report is the last coverage of a node.
+type report struct {
+	at   time.Time     // when it was received, by the wall clock of then; what tells it from the next
+	seen time.Duration // the same on the clock of Run
 }
 
 // New makes a Monitor.
@@ -89,7 +98,7 @@ func New(cfg Config) *Monitor {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Monitor{cfg: cfg, loss: make(map[string]time.Time), counts: make(map[string]int)}
+	m := &Monitor{cfg: cfg, heard: make(map[string]report), loss: make(map[string]time.Duration), counts: make(map[string]int)}
 	rand.Read(m.epoch[:])
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(m)
@@ -114,7 +123,7 @@ func (m *Monitor) Collect(ch chan<- prometheus.Metric) {
 
 // Run watches until ctx ends.
 func (m *Monitor) Run(ctx context.Context) error {
-	m.begin = time.Now()
+	start := time.Now()
 	tick := time.NewTicker(m.cfg.Every)
 	defer tick.Stop()
 	failing := false
@@ -124,7 +133,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		err := m.look(ctx, time.Now())
+		err := m.look(ctx, time.Now(), time.Since(start))
 		switch {
 		case ctx.Err() != nil || errors.Is(err, store.ErrClosed):
 			return nil
@@ -137,20 +146,21 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// look compares how each node stands with what was told of it.
-func (m *Monitor) look(ctx context.Context, now time.Time) error {
+// look compares how each node stands with what was told of it. now is the wall
+// clock, which may jump; up is time since Run began, which does not.
+func (m *Monitor) look(ctx context.Context, now time.Time, up time.Duration) error {
 	nodes, err := m.cfg.Store.Nodes(ctx)
 	if err != nil {
 		return err
 	}
 	counts := make(map[string]int)
-	mine, err := m.lead(ctx, now)
+	mine, err := m.lead(ctx, up)
 	if err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		n := nodes[name]
-		is := m.assess(name, n, now)
+		is := m.assess(name, n, now, up)
 		if is == nil {
 			continue
 		}
@@ -175,8 +185,8 @@ func (m *Monitor) look(ctx context.Context, now time.Time) error {
 }
 
 // lead sees to it that one collector raises alerts.
-func (m *Monitor) lead(ctx context.Context, now time.Time) (bool, error) {
-	if m.cfg.Owner == "" || m.until.Sub(now) > 2*m.cfg.Every {
+func (m *Monitor) lead(ctx context.Context, up time.Duration) (bool, error) {
+	if m.cfg.Owner == "" || m.until-up > 2*m.cfg.Every {
 		return true, nil
 	}
 	lease := 4 * m.cfg.Every
@@ -184,26 +194,41 @@ func (m *Monitor) lead(ctx context.Context, now time.Time) (bool, error) {
 	if err != nil || res.Stale {
 		return false, err
 	}
-	if now.After(m.until) {
-		m.begin = now // what another collector knew is not known here
+	if up > m.until {
+		m.begin = up // what another collector knew is not known here
 	}
-	m.until = now.Add(lease)
+	m.until = up + lease
 	return true, nil
 }
 
+// hear notes a node's last coverage and says how old it is.
+func (m *Monitor) hear(name string, at, now time.Time, up time.Duration) (seen, age time.Duration) {
+	r, known := m.heard[name]
+	switch {
+	case !known: // of an earlier run, or received since it began: only the wall clock can tell
+		r = report{at, up - max(0, now.Sub(at))}
+	case !r.at.Equal(at):
+		r = report{at, up}
+	}
+	m.heard[name] = r
+	return r.seen, up - r.seen
+}
+
 // assess says what is wrong with a node, in words; nil when nobody waits for it.
-func (m *Monitor) assess(name string, n store.NodeState, now time.Time) map[string]string {
+func (m *Monitor) assess(name string, n store.NodeState, now time.Time, up time.Duration) map[string]string {
 	if strings.HasPrefix(name, "@") || n.At.IsZero() {
 		return nil
 	}
-	age := now.Sub(n.At)
-	if age > m.cfg.Forget {
+	seen, age := m.hear(name, n.At, now, up)
+	// By both clocks: the wall's may be wrong for a time, and was the only one
+	// when this run began.
+	if age > m.cfg.Forget && now.Sub(n.At) > m.cfg.Forget {
 		delete(m.loss, name)
 		return nil
 	}
 	is := make(map[string]string)
 	// After a start nodes have as long as ever to come back.
-	if age > m.cfg.Silent && (now.Sub(m.begin) > m.cfg.Silent || strings.Contains(n.Flags, Silent)) {
+	if age > m.cfg.Silent && (up-m.begin > m.cfg.Silent || strings.Contains(n.Flags, Silent)) {
 		is[Silent] = fmt.Sprintf("node %s has reported nothing since %s", name, n.At.UTC().Format(time.RFC3339))
 		return is // what it last said of itself is old
 	}
@@ -220,12 +245,12 @@ func (m *Monitor) assess(name string, n store.NodeState, now time.Time) map[stri
 	}
 	lost, evicted := present.Total(c.GetLost()), c.GetEvicted()
 	if lost+evicted > 0 {
-		m.loss[name] = n.At
+		m.loss[name] = seen
 	}
-	if at, ok := m.loss[name]; ok && n.At.Sub(at) < m.cfg.Calm || ok && lost+evicted > 0 {
+	if at, ok := m.loss[name]; ok && seen-at < m.cfg.Calm || ok && lost+evicted > 0 {
 		is[Losing] = fmt.Sprintf("node %s is losing: %d process events and %d alerts in its last minute", name, lost, evicted)
 	} else if strings.Contains(n.Flags, Losing) && !ok {
-		m.loss[name] = n.At // raised by an earlier run: calm begins now
+		m.loss[name] = seen // raised by an earlier run: calm begins now
 		is[Losing] = fmt.Sprintf("node %s was losing", name)
 	}
 	return is

@@ -20,7 +20,8 @@ type world struct {
 	st    store.Store
 	queue *store.Queue
 	m     *Monitor
-	now   time.Time
+	now   time.Time     // the wall clock
+	up    time.Duration // the clock that does not jump
 	seq   map[string]uint64
 	seen  int // alerts that were looked at
 }
@@ -41,7 +42,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) restart(owner string) {
 	w.m = New(Config{Store: w.st, Queue: w.queue, Owner: owner})
-	w.m.begin = w.now
+	w.up = 0
 }
 
 func (w *world) report(node string, c *pb.Coverage) {
@@ -59,10 +60,13 @@ func (w *world) report(node string, c *pb.Coverage) {
 
 func well() *pb.Coverage { return &pb.Coverage{Capture: "recorder", BeatsSent: 2, BeatsSeen: 2} }
 
+// pass lets time pass on both clocks.
+func (w *world) pass(d time.Duration) { w.now, w.up = w.now.Add(d), w.up+d }
+
 // told looks at the nodes and returns what was newly told.
 func (w *world) told() (out []string) {
 	w.t.Helper()
-	if err := w.m.look(w.t.Context(), w.now); err != nil {
+	if err := w.m.look(w.t.Context(), w.now, w.up); err != nil {
 		w.t.Fatal(err)
 	}
 	var mine []store.Record
@@ -98,22 +102,22 @@ func TestConditions(t *testing.T) {
 	w.report("a", well())
 	w.report("b", well())
 	w.expect("all is well")
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.report("b", &pb.Coverage{Capture: "recorder", BeatsSent: 2})
 	w.expect("b's heartbeats do not come back", "Node is blind: b")
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.expect("a has been quiet for four minutes", "Node is silent: a")
-	w.now = w.now.Add(time.Minute)
+	w.pass(time.Minute)
 	w.report("a", &pb.Coverage{Capture: "recorder", BeatsSent: 2, BeatsSeen: 2, Lost: map[string]uint64{"ring": 7}})
 	w.report("b", well())
 	w.expect("a is back and losing, b sees", "Node is no longer silent: a", "Node is losing: a", "Node is no longer blind: b")
 	for range 9 {
-		w.now = w.now.Add(time.Minute)
+		w.pass(time.Minute)
 		w.report("a", well())
 		w.report("b", well())
 		w.expect("calm, and not for long enough")
 	}
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.report("a", well())
 	w.report("b", well())
 	w.expect("calm", "Node is no longer losing: a")
@@ -123,7 +127,7 @@ func TestConditions(t *testing.T) {
 		t.Errorf("told %v, want that c is blind and d is losing", got)
 	}
 	// Nobody waits for ever for a node that is gone.
-	w.now = w.now.Add(8 * 24 * time.Hour)
+	w.pass(8 * 24 * time.Hour)
 	w.expect("all are gone")
 }
 
@@ -134,24 +138,80 @@ func TestRestart(t *testing.T) {
 	w.report("a", well())
 	w.report("b", &pb.Coverage{Capture: "recorder", Lost: map[string]uint64{"ring": 1}})
 	w.expect("b is losing", "Node is losing: b")
-	w.now = w.now.Add(5 * time.Minute)
+	w.pass(5 * time.Minute)
 	w.report("b", well())
 	w.expect("a is silent", "Node is silent: a")
 	w.restart("")
 	w.expect("started anew")
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.expect("b has time to come back")
 	w.report("a", well())
 	w.expect("a came back", "Node is no longer silent: a")
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.expect("and b did not", "Node is silent: b")
-	w.now = w.now.Add(9 * time.Minute)
+	w.pass(9 * time.Minute)
 	w.report("a", well())
 	w.report("b", well())
-	w.now = w.now.Add(2 * time.Minute)
+	w.pass(2 * time.Minute)
 	w.report("b", well())
 	if got := w.told(); len(got) == 0 || got[0] != "Node is no longer silent: b" {
 		t.Errorf("told %v, want that b is back", got)
+	}
+}
+
+// A wall clock that is set calls nobody silent, and hides nobody's silence.
+func TestClockJumps(t *testing.T) {
+	for _, jump := range []time.Duration{5 * time.Hour, -5 * time.Hour, 30 * 24 * time.Hour, -30 * 24 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			w := newWorld(t)
+			w.report("a", well())
+			w.report("b", &pb.Coverage{Capture: "recorder", BeatsSent: 2, BeatsSeen: 2, Lost: map[string]uint64{"ring": 7}})
+			w.expect("b is losing", "Node is losing: b")
+			w.pass(time.Minute)
+			w.now = w.now.Add(jump)
+			w.expect("the clock is set; both have reported a minute ago")
+			w.report("b", well())
+			w.pass(time.Minute)
+			w.expect("b has reported and is not calm yet")
+			w.pass(2 * time.Minute)
+			w.report("b", well())
+			w.expect("a has reported nothing for four minutes", "Node is silent: a")
+			w.report("a", well())
+			w.pass(time.Minute)
+			w.expect("a is back", "Node is no longer silent: a")
+			w.now = w.now.Add(-jump)
+			w.pass(time.Minute)
+			w.expect("the clock is put right")
+			for range 8 {
+				w.pass(time.Minute)
+				w.report("a", well())
+				w.report("b", well())
+				w.told()
+			}
+			if got := w.m.counts["reporting"]; got != 2 {
+				t.Errorf("%d nodes report, want 2: %v", got, w.m.counts)
+			}
+		})
+	}
+}
+
+// A collector that starts with a clock that is wrong waits for nodes all the
+// same, and gives up none for good.
+func TestStartWithAWrongClock(t *testing.T) {
+	for _, jump := range []time.Duration{30 * 24 * time.Hour, -30 * 24 * time.Hour} {
+		w := newWorld(t)
+		w.report("a", well())
+		w.now = w.now.Add(jump)
+		w.restart("")
+		w.expect("started")
+		w.pass(4 * time.Minute)
+		if jump < 0 {
+			w.expect("its report lies ahead, and nothing came for four minutes", "Node is silent: a")
+			continue
+		}
+		w.expect("its report is a month old, it seems: nobody waits")
+		w.now = w.now.Add(-jump)
+		w.expect("the clock is put right", "Node is silent: a")
 	}
 }
 
@@ -162,7 +222,7 @@ func TestLease(t *testing.T) {
 	other := New(Config{Store: w.st, Queue: w.queue, Owner: "y"})
 	w.report("a", &pb.Coverage{Capture: "none"})
 	w.expect("the first", "Node is blind: a")
-	if err := other.look(t.Context(), w.now); err != nil {
+	if err := other.look(t.Context(), w.now, w.up); err != nil {
 		t.Fatal(err)
 	}
 	w.expect("the second is silent")

@@ -18,7 +18,8 @@ const trimChunk = 500
 
 // A janitor removes old records: those older than keep, and the oldest while
 // the store is larger than bytes. What a sink does not have yet stays, until
-// the store is twice as large.
+// the store is twice as large. What is old only the wall clock knows: nothing
+// is removed by age before it has been steady for an hour.
 type janitor struct {
 	st    store.Store
 	queue *store.Queue
@@ -27,6 +28,8 @@ type janitor struct {
 	bytes int64         // 0: no bound
 	every time.Duration
 	log   *slog.Logger
+
+	clock steadiness
 
 	trimmed *prometheus.CounterVec
 	unsent  prometheus.Counter
@@ -72,8 +75,14 @@ func (j *janitor) run(ctx context.Context) {
 	tick := time.NewTicker(j.every)
 	defer tick.Stop()
 	failing := false
+	start := time.Now()
 	for {
-		err := j.clean(ctx, time.Now())
+		now := time.Now()
+		steady, jump := j.clock.look(now, now.Sub(start))
+		if jump != 0 {
+			j.log.Warn("the clock was set; no record is removed by age for a while", slog.Duration("by", jump), slog.Duration("for", steadyFor))
+		}
+		err := j.clean(ctx, now, steady >= steadyFor)
 		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
 			return
 		}
@@ -89,13 +98,46 @@ func (j *janitor) run(ctx context.Context) {
 	}
 }
 
-// clean removes what has to go now.
-func (j *janitor) clean(ctx context.Context, now time.Time) error {
+// steadyFor is how long the wall clock must have gone evenly until it is
+// believed, after a start as well: a clock that is ahead by months for the
+// minutes until a time server answers would empty the store.
+const steadyFor = time.Hour
+
+// jumpOver is what two looks at the wall clock may differ by from the time
+// between them. What is slewed, or lost to a virtual machine that was paused
+// for a moment, is less.
+const jumpOver = time.Minute
+
+// A steadiness compares the wall clock with one that does not jump.
+type steadiness struct {
+	wall  time.Time // at the last look
+	up    time.Duration
+	since time.Duration // on the clock of up
+}
+
+// look returns how long the wall clock has been steady, and by how much it was
+// set since the last look, 0 if it was not.
+func (s *steadiness) look(wall time.Time, up time.Duration) (steady, jump time.Duration) {
+	wall = wall.Round(0) // a difference by the wall clock, not by the other one
+	first := s.wall.IsZero()
+	jump = wall.Sub(s.wall) - (up - s.up)
+	if first || jump.Abs() <= jumpOver {
+		jump = 0
+	}
+	if first || jump != 0 {
+		s.since = up
+	}
+	s.wall, s.up = wall, up
+	return up - s.since, jump
+}
+
+// clean removes what has to go now, by age only if the clock is believed.
+func (j *janitor) clean(ctx context.Context, now time.Time, byAge bool) error {
 	floor, err := j.taken(ctx)
 	if err != nil {
 		return err
 	}
-	if j.keep > 0 {
+	if byAge && j.keep > 0 {
 		old, err := j.st.CursorAt(ctx, now.Add(-j.keep))
 		if err != nil {
 			return err

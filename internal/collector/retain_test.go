@@ -68,7 +68,7 @@ func TestJanitor(t *testing.T) {
 	}
 	clean := func(now time.Time) (left int) {
 		t.Helper()
-		if err := j.clean(t.Context(), now); err != nil {
+		if err := j.clean(t.Context(), now, true); err != nil {
 			t.Fatal(err)
 		}
 		return len(storetest.All(t, st))
@@ -102,10 +102,42 @@ func TestJanitor(t *testing.T) {
 	if n > 4 || n < 2 {
 		t.Errorf("%d left with a bound of 4 MiB that all sinks have", n)
 	}
+	n = len(storetest.All(t, st))
+	if err := j.clean(t.Context(), time.Now().Add(2*time.Hour), false); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(storetest.All(t, st)); got != n {
+		t.Errorf("%d of %d left by a clock that is not believed", got, n)
+	}
 	if n := clean(time.Now().Add(2 * time.Hour)); n != 0 {
 		t.Errorf("%d left that are older than an hour", n)
 	}
 	if got := count("procession_collector_trimmed_records_total"); got != 12 {
 		t.Errorf("%v removed in all, want 12", got)
+	}
+}
+
+// A clock that is set is not believed for an hour; one that is slewed is.
+func TestSteadiness(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	type look struct {
+		up, set      time.Duration // since the start; the wall clock beside it
+		steady, jump time.Duration
+	}
+	for name, looks := range map[string][]look{
+		"even":    {{}, {up: time.Minute, steady: time.Minute}, {up: 2 * time.Hour, steady: 2 * time.Hour}},
+		"slewed":  {{}, {up: time.Hour, set: 30 * time.Second, steady: time.Hour}, {up: 2 * time.Hour, set: time.Minute, steady: 2 * time.Hour}},
+		"forward": {{}, {up: time.Hour, set: 5 * time.Hour, jump: 5 * time.Hour}, {up: 2 * time.Hour, set: 5 * time.Hour, steady: time.Hour}},
+		"back":    {{}, {up: time.Hour, set: -5 * time.Hour, jump: -5 * time.Hour}, {up: 90 * time.Minute, set: -5 * time.Hour, steady: 30 * time.Minute}},
+		"there and back": {{}, {up: time.Minute, set: 9000 * time.Hour, jump: 9000 * time.Hour}, {up: time.Hour, jump: -9000 * time.Hour},
+			{up: 3 * time.Hour, steady: 2 * time.Hour}},
+	} {
+		var s steadiness
+		for i, l := range looks {
+			steady, jump := s.look(start.Add(l.up+l.set), l.up)
+			if steady != l.steady || jump != l.jump {
+				t.Errorf("%s: look %d: steady for %v, jump %v, want %v, %v", name, i, steady, jump, l.steady, l.jump)
+			}
+		}
 	}
 }

@@ -33,6 +33,8 @@ func TestWrongCommandLines(t *testing.T) {
 		"uid no number":           {"events --uid root", exitUsage, `"root"`},
 		"unknown format":          {"events --format xml", exitUsage, `"xml"`},
 		"unknown colour":          {"events --color red", exitUsage, `"red"`},
+		"unknown recorder":        {"events --recorder maybe", exitUsage, "--recorder"},
+		"drain too long":          {"run --collector x:1 --tls /x --drain 1s", exitUsage, "--drain: 1s"},
 		"stray argument":          {"events exec", exitUsage, `"exec"`},
 		"run without a collector": {"run", exitUsage, "--collector"},
 		"run without tls":         {"run --collector x:1", exitUsage, "--tls"},
@@ -46,6 +48,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"replay, no recording":    {"replay /etc/passwd", exitFailure, "no recording"},
 		"help":                    {"--help", exitOK, "agent events"},
 		"help of a command":       {"events --help", exitOK, "--kinds exec,uid"},
+		"help of run":             {"run --help", exitOK, "--spool-bytes"},
 		"version":                 {"version", exitOK, "agent test-version"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -57,6 +60,23 @@ func TestWrongCommandLines(t *testing.T) {
 				t.Errorf("agent %s does not say %q:\n%s", tt.args, tt.want, &out)
 			}
 		})
+	}
+}
+
+// TestRunGroups: the groups of agent run --help name each flag, and no other.
+func TestRunGroups(t *testing.T) {
+	var out bytes.Buffer
+	Main([]string{"run", "--help"}, &out, &out, "test-version")
+	help := out.String()
+	for _, g := range runGroups {
+		for _, name := range g.Flags {
+			if !strings.Contains(help, "  --"+name) {
+				t.Errorf("%q names --%s, which agent run does not have", g.Title, name)
+			}
+		}
+	}
+	if strings.Contains(help, "\nFlags:\n") {
+		t.Errorf("a flag is in no group:\n%s", help[strings.Index(help, "\nFlags:\n"):])
 	}
 }
 

@@ -5,6 +5,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -13,9 +14,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/procession-dev/procession/internal/present"
 	"github.com/procession-dev/procession/internal/procconn"
 )
 
@@ -108,19 +112,29 @@ func newFlags(name string) *flag.FlagSet {
 }
 
 // parse parses args. A wrong command line is a usageError in one line; --help
-// prints about and the flags to out and returns flag.ErrHelp.
-func parse(fs *flag.FlagSet, about string, args []string, out io.Writer) error {
+// prints about, which begins with the usage, and the flags to out and returns
+// flag.ErrHelp.
+func parse(fs *flag.FlagSet, about string, args []string, out io.Writer, groups ...present.FlagGroup) error {
 	err := fs.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(out, "Usage: agent %s\n\n%s\nFlags:\n", fs.Name(), strings.TrimLeft(about, "\n"))
-		fs.SetOutput(out)
-		fs.PrintDefaults()
-		return err
+		fmt.Fprintf(out, "%s\n", strings.TrimLeft(about, "\n"))
+		return cmp.Or(present.WriteFlags(out, fs, groups...), err)
 	case err != nil:
 		return usagef("%w; agent %s --help explains the flags", err, fs.Name())
 	case fs.NArg() > 0:
 		return usagef("unexpected argument %q; agent %s --help explains the flags", fs.Arg(0), fs.Name())
+	}
+	return nil
+}
+
+// checkCapture finds a wrong --recorder or --drain before anything is started.
+func checkCapture(recorder string, drain time.Duration) error {
+	if !slices.Contains([]string{"auto", "off", "require"}, recorder) {
+		return usagef("--recorder: %.32q is none of auto, off, require", recorder)
+	}
+	if drain != 0 && (drain < time.Millisecond || drain > 50*time.Millisecond) {
+		return usagef("--drain: %v is outside 1ms to 50ms", drain)
 	}
 	return nil
 }

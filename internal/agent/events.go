@@ -20,6 +20,8 @@ import (
 )
 
 const eventsHelp = `
+Usage: agent events [flags]
+
 Prints process events as they happen, one per line: columns for people on a
 terminal, JSON objects when piped. "listening" appears on stderr once events
 are proven to arrive. Filters are combined with "and"; a list matches any of
@@ -51,6 +53,9 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
 	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
 	if err := parse(fs, eventsHelp, args, stdout); err != nil {
+		return err
+	}
+	if err := checkCapture(f.recorder, f.drain); err != nil {
 		return err
 	}
 	keep, err := newFilter(f)

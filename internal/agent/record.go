@@ -18,6 +18,8 @@ import (
 )
 
 const recordHelp = `
+Usage: agent record [flags] FILE
+
 Writes what the kernel says about processes to a file, to be judged later and
 elsewhere with "agent replay". "listening" appears on stderr once events are
 proven to arrive. The file holds the arguments of every process: it is made
@@ -32,6 +34,9 @@ func recordCommand(args []string, stdout, stderr io.Writer) error {
 	mode := fs.String("recorder", "auto", "use of the eBPF recorder: auto, off, require")
 	file, err := parseFile(fs, recordHelp, args, stdout)
 	if err != nil {
+		return err
+	}
+	if err := checkCapture(*mode, 0); err != nil {
 		return err
 	}
 	log, err := newLog(stderr, "text", "warn")

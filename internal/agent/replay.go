@@ -16,6 +16,8 @@ import (
 )
 
 const replayHelp = `
+Usage: agent replay [flags] FILE
+
 Takes a recording through the whole pipeline again and prints what comes out:
 the alerts of the policies in a directory or, without --policies, the events.
 The same recording and policies give the same output, on any machine.

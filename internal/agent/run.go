@@ -25,12 +25,17 @@ import (
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
 	policykube "github.com/procession-dev/procession/internal/policy/source/kube"
+	"github.com/procession-dev/procession/internal/present"
 	"github.com/procession-dev/procession/internal/procconn"
 	"github.com/procession-dev/procession/internal/spool"
 )
 
 const runHelp = `
-Hears process events, judges them against policies, keeps each alert on disk until the collector has it, and sends it there.
+Usage: agent run --collector HOST:PORT --tls FOLDER [flags]
+       agent run --collector HOST:PORT --token FILE --collector-ca FILE [flags]
+
+Hears process events, judges them against policies, keeps each alert on disk
+until the collector has it, and sends it there.
 
 "listening" appears on stderr once events are proven to arrive. SIGTERM or
 Ctrl-C stops: what was alerted is spooled, and offered to the collector for
@@ -39,6 +44,18 @@ Ctrl-C stops: what was alerted is spooled, and offered to the collector for
 The folder given with --tls holds agent.crt, agent.key and ca.crt, as made by
 "collector issue". In a cluster --token and --collector-ca take its place.
 `
+
+// runGroups is the order in which --help explains the flags of agent run.
+var runGroups = []present.FlagGroup{
+	{Title: "The collector, and how both sides know each other", Flags: []string{"collector", "tls", "token", "collector-ca",
+		"collector-ca-configmap", "collector-name", "drain-timeout"}},
+	{Title: "Policies", Flags: []string{"policies", "policies-from", "node-labels", "node-labels-from-api", "namespace-labels",
+		"namespace-rules", "namespace-time"}},
+	{Title: "This node", Flags: []string{"node", "state", "spool-bytes", "recorder", "drain", "coverage"}},
+	{Title: "Whose pods run here (in a cluster)", Flags: []string{"pods-socket", "kubelet", "kubelet-ca", "kubelet-server-name",
+		"kubelet-token", "pods-api-watch", "api-server", "pod-annotations", "pod-uid"}},
+	{Title: "Looking in", Flags: []string{"metrics", "log-format", "log-level"}},
+}
 
 type runFlags struct {
 	state, policies, node string
@@ -76,7 +93,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	fs.DurationVar(&f.coverage, "coverage", time.Minute, "how often to report what was seen and what was not, 1s to 10m; the collector calls a node silent after 3m")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn, error")
-	if err := parse(fs, runHelp, args, stdout); err != nil {
+	if err := parse(fs, runHelp, args, stdout, runGroups...); err != nil {
 		return err
 	}
 	log, err := newLog(stderr, f.logFormat, f.logLevel)
@@ -85,6 +102,9 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	}
 	if f.budget.Rules < 1 || f.budget.Time < time.Millisecond || f.budget.Time > time.Second {
 		return usagef("--namespace-rules: %d, --namespace-time: %v; want at least 1, and 1ms to 1s", f.budget.Rules, f.budget.Time)
+	}
+	if err := checkCapture(f.recorder, f.drain); err != nil {
+		return err
 	}
 	if err := f.connect.check(f.node); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package author
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/term"
+
+	"github.com/procession-dev/procession/internal/present"
 )
 
 // Exit codes. Scripts may rely on them.
@@ -123,10 +126,8 @@ func (c *command) parse(args []string, usage, about string) (rest []string, err 
 		switch {
 		case errors.Is(err, flag.ErrHelp):
 			text := strings.ReplaceAll(strings.TrimLeft(about, "\n"), "{policy}", c.io.Name)
-			fmt.Fprintf(c.io.Out, "Usage: %s %s %s\n\n%s\nFlags:\n", c.io.Name, c.name, usage, text)
-			c.flags.SetOutput(c.io.Out)
-			c.flags.PrintDefaults()
-			return nil, err
+			fmt.Fprintf(c.io.Out, "Usage: %s %s %s\n\n%s\n", c.io.Name, c.name, usage, text)
+			return nil, cmp.Or(present.WriteFlags(c.io.Out, c.flags), err)
 		case err != nil:
 			return nil, usagef("%w; %s %s --help explains the flags", err, c.io.Name, c.name)
 		}

@@ -42,7 +42,6 @@ Usage:
 
 Ask the collector that runs on this machine (--state DIR):
 ` + query.Help + `
-
 Start here:
   collector serve --state ./state --terminal   in one terminal
   collector issue --state ./state --node web-1 --out ./agent-tls

@@ -5,6 +5,7 @@ package query
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -31,6 +32,49 @@ const Help = `  nodes  [--watch]                             how each node stand
   sink   list | dead NAME | replay NAME --from TIME
   backup FILE                                  copy the database while it is in use
 `
+
+// about explains each command. The collector has them under its own name, too.
+var about = map[string]string{
+	"nodes": `
+Usage: procession nodes [--watch] [--state DIR]
+
+How each node stands. STATE is ok, or what the collector alerts about: silent
+(no report for three minutes), blind (reports, and cannot see events), losing
+(events or alerts were lost), or new (connected, and has not reported yet). The
+counts are those of its last report: events seen and lost, places of processes
+that could not be told, rules undecided for want of a fact, alerts made, alerts
+that wait for an acknowledgement, heartbeats that came back of those sent, rules
+in force.
+`,
+	"alerts": `
+Usage: procession alerts [--since TIME | --last N] [--follow] [flags]
+
+What is stored, oldest first, as lines or as JSON (docs/events.md). Patterns may
+have *, ? and [a-z], which do not match a slash.
+
+  procession alerts --since 2h --min-severity High --namespace 'team-*'
+  procession alerts --rule '*/*/privilege/*' --follow
+  procession alerts --kinds loss,rejected,damaged --last 100 --format json
+`,
+	"sink": `
+Usage: procession sink list [--state DIR]
+       procession sink dead NAME [--state DIR]
+       procession sink replay NAME --from TIME [--state DIR]
+
+list says of each sink whether it works, how many records it is behind, since
+when, and how many its destination refused for good; dead shows those; replay
+sends the sink back in time: what its filter wants since then is delivered
+again, with the same ids.
+
+  procession sink replay siem --from 2h
+`,
+	"backup": `
+Usage: procession backup FILE [--state DIR]
+
+Copies the database to FILE while the collector uses it. "collector restore" puts
+it back. A collector with PostgreSQL has none: use the database's own tools.
+`,
+}
 
 // Socket is the name of the socket in the collector's state directory.
 const Socket = "query.sock"
@@ -87,13 +131,12 @@ func (c *command) parse(args []string) error {
 	err := c.fs.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(c.out, "%s", Help)
-		fmt.Fprintln(c.out, "\nFlags:")
-		c.fs.SetOutput(c.out)
-		c.fs.PrintDefaults()
-		return err
+		fmt.Fprintf(c.out, "%s\n", strings.TrimLeft(about[c.fs.Name()], "\n"))
+		return cmp.Or(present.WriteFlags(c.out, c.fs), err)
 	case err != nil:
-		return usagef("%v", err)
+		return usagef("%v; --help explains the flags", err)
+	case c.fs.NArg() > 0:
+		return usagef("unexpected argument %.64q; --help explains", c.fs.Arg(0))
 	}
 	return nil
 }
@@ -142,6 +185,9 @@ func writeNodes(out io.Writer, nodes []*pb.Node, now time.Time) {
 		}
 		c := n.GetCoverage()
 		if c == nil {
+			if state == "ok" {
+				state = "new" // nobody knows yet
+			}
 			fmt.Fprintf(w, "%s\t%s\tnever\t\t\t\t\t\t\t\t\t\n", safe(n.GetName()), state)
 			continue
 		}
@@ -188,7 +234,7 @@ func (c *command) alerts(args []string, connect func([]string) error) error {
 	if *severity != "" {
 		n, ok := pb.Severity_value["SEVERITY_"+strings.ToUpper(*severity)]
 		if !ok {
-			return usagef("--min-severity: %q", *severity)
+			return usagef("--min-severity: %.32q is none of Informational, Low, Medium, High, Critical", *severity)
 		}
 		req.MinSeverity = pb.Severity(n)
 	}

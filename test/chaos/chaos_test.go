@@ -69,11 +69,8 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	bin := t.TempDir()
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/agent", "./cmd/collector")
-	build.Dir = filepath.Join("..", "..")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := buildBroken(filepath.Join("..", ".."), bin, "./cmd/agent", "./cmd/collector"); err != nil {
+		t.Fatal(err)
 	}
 	for _, kind := range []string{"sqlite", "postgres"} {
 		t.Run(kind, func(t *testing.T) {

@@ -9,5 +9,7 @@
 // hole; records of an epoch out of order; a stored record that a sink was not
 // offered.
 //
-// Not broken here: the clock of the machine, which everything on it shares.
+// Clocks are broken one process at a time: the programs are built with a time.Now
+// that adds what this one says, and are the released ones in all else. Not broken:
+// the clock of the PostgreSQL server, and the monotonic ones, which nobody can set.
 package main

@@ -61,7 +61,7 @@ func main() {
 	flag.IntVar(&seconds, "seconds", 60, "how long things are broken")
 	flag.StringVar(&faults, "faults", "all", "which, with commas: "+strings.Join(names(), ", "))
 	flag.StringVar(&o.store, "store", "sqlite", "sqlite or postgres")
-	flag.StringVar(&o.bin, "bin", "bin", "`folder` of agent and collector")
+	flag.StringVar(&o.bin, "bin", "", "`folder` of agent and collector; they are built for the run if it is not given, in the repository's root")
 	flag.IntVar(&o.rate, "rate", 60, "alerts a second, of each agent")
 	flag.BoolVar(&o.keep, "keep", false, "leave the logs of all processes behind, also when all is well")
 	flag.Parse()
@@ -85,7 +85,7 @@ func main() {
 var errBreach = errors.New("a promise was broken")
 
 // run breaks things for a while, and says what came of it.
-func run(o options, out io.Writer) error {
+func run(o options, out io.Writer) (err error) {
 	for _, f := range o.faults {
 		if faultOf(f) == nil {
 			return fmt.Errorf("no fault %q; there are %s", f, strings.Join(names(), ", "))
@@ -96,6 +96,15 @@ func run(o options, out io.Writer) error {
 	}
 	if o.seed == 0 {
 		o.seed = rand.Uint64()
+	}
+	if o.bin == "" {
+		if o.bin, err = os.MkdirTemp("", "procession-chaos-bin-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(o.bin)
+		if err := buildBroken(".", o.bin, "./cmd/agent", "./cmd/collector"); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(out, "seed %d, %v, store %s, faults %s\n", o.seed, o.time, o.store, strings.Join(o.faults, ","))
 	w, err := newWorld(o)
@@ -114,7 +123,7 @@ func run(o options, out io.Writer) error {
 	var acting sync.WaitGroup
 	acts := 0
 	acting.Go(func() { acts = w.act(ctx) })
-	counts, err := w.breakThings(rand.New(rand.NewPCG(o.seed, 1)), out)
+	counts, err := w.breakThings()
 	stop()
 	acting.Wait()
 	if err == nil {
@@ -146,8 +155,8 @@ func run(o options, out io.Writer) error {
 }
 
 // breakThings does so until the time is over, and leaves all well.
-func (w *world) breakThings(rnd *rand.Rand, out io.Writer) (map[string]int, error) {
-	counts := make(map[string]int)
+func (w *world) breakThings() (map[string]int, error) {
+	rnd, counts := w.rnd, make(map[string]int)
 	ledger := time.NewTicker(2 * time.Second)
 	defer ledger.Stop()
 	between := func(lo, hi int) time.Duration { return time.Duration(lo+rnd.IntN(hi-lo)) * time.Millisecond }
@@ -181,11 +190,45 @@ func (w *world) breakThings(rnd *rand.Rand, out io.Writer) (map[string]int, erro
 	w.mu.Lock()
 	w.sick = false
 	w.mu.Unlock()
-	return counts, nil
+	err := w.clock.set(0)
+	for _, a := range w.agents {
+		err = errors.Join(err, a.clock.set(0))
+	}
+	return counts, err
 }
 
 // A fault breaks something for a time and mends it.
 type fault func(w *world, a *agent, d time.Duration) error
+
+// leap is by how much a clock is set: hours forth or back for a fault that
+// ends, or up to three quarters of one for an error that stays, which
+// certificates forgive.
+func (w *world) leap(stays bool) time.Duration {
+	by := time.Hour + time.Duration(w.rnd.Int64N(int64(9*time.Hour)))
+	if stays {
+		by = time.Duration(w.rnd.Int64N(int64(45 * time.Minute)))
+	}
+	if w.rnd.IntN(2) == 0 {
+		by = -by
+	}
+	return by
+}
+
+// breakClock sets a clock by hours, lets somebody be killed and started again
+// meanwhile every other time, and sets it right, or nearly so.
+func (w *world) breakClock(c *clock, d time.Duration, again func() error) error {
+	if err := c.set(w.leap(false)); err != nil {
+		return err
+	}
+	time.Sleep(d / 2)
+	if w.rnd.IntN(2) == 0 {
+		if err := again(); err != nil {
+			return err
+		}
+	}
+	time.Sleep(d / 2)
+	return c.set(w.leap(true))
+}
 
 var faults = []struct {
 	name string
@@ -272,6 +315,18 @@ var faults = []struct {
 		defer w.mu.Unlock()
 		w.sick = !w.sick // until it is this fault's turn again
 		return nil
+	}},
+	{"agent-clock", func(w *world, a *agent, d time.Duration) error {
+		return w.breakClock(a.clock, d, func() error {
+			a.stop(syscall.SIGKILL)
+			return w.startAgent(a)
+		})
+	}},
+	{"collector-clock", func(w *world, _ *agent, d time.Duration) error {
+		return w.breakClock(w.clock, d, func() error {
+			w.coll.stop(syscall.SIGKILL)
+			return w.startCollector()
+		})
 	}},
 	{"restore", restoreBackup},
 	{"database", func(w *world, _ *agent, d time.Duration) error {

@@ -12,7 +12,8 @@ FUZZTIME ?= 20s
 .PHONY: help
 help: ## list the targets
 	@printf 'Procession. Targets:\n\n'
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@if [ -t 1 ] && [ -z "$$NO_COLOR" ]; then b=$$'\e[1m' o=$$'\e[0m'; fi; grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | \
+		sort | awk -F':.*## ' -v b="$$b" -v o="$$o" '{printf "  %s%-12s%s %s\n", b, $$1, o, $$2}'
 	@printf '\nFirst time: as root, "make run" here and "make demo" in a second terminal.\n'
 
 .PHONY: build
@@ -25,10 +26,17 @@ run: build ## start collector and agent on this machine (as root); state in ./.r
 	@hack/run.sh
 
 .PHONY: demo
-demo: build ## do harmless things that raise alerts, and check that each arrived (beside make run)
-	@mkdir -p bin
-	@go build -o bin/demo ./test/demo
+demo: bin/demo ## do harmless things that raise alerts, and check that each arrived (beside make run)
 	@bin/demo --expect .run/alerts.ndjson
+
+.PHONY: latency
+latency: bin/demo ## how long alerts take from the kernel to the collector's disk, p50 and p99 of 500 (beside make run)
+	@bin/demo --expect .run/alerts.ndjson --wait 60s --measure 500
+
+.PHONY: bin/demo
+bin/demo:
+	@mkdir -p bin
+	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
 
 .PHONY: test
 test: deps ## run every test with the race detector, on the real kernel when root

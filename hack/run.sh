@@ -35,14 +35,15 @@ trap 'echo; exit 0' INT TERM
 # setsid: a Ctrl-C at the terminal reaches this script alone, which stops the
 # two in order.
 rm -f "$run/ready"
+before=$(stat -c %s "$run/collector.log" 2>/dev/null || echo 0)
 setsid bin/collector serve --state "$run/collector" --listen "$listen" --cluster local \
 	--ndjson "$run/alerts.ndjson" --terminal --ready-file "$run/ready" 2>>"$run/collector.log" &
 collector_pid=$!
 until [ -e "$run/ready" ]; do
 	if ! kill -0 "$collector_pid" 2>/dev/null; then
 		collector_pid=''
-		echo "make run: the collector did not start; its log ($run/collector.log) ends with:" >&2
-		tail -n 3 "$run/collector.log" >&2
+		echo "make run: the collector did not start; its log ($run/collector.log) says:" >&2
+		tail -c "+$((before + 1))" "$run/collector.log" | tail -n 3 >&2
 		exit 1
 	fi
 	read -rt 0.1 <> <(:) || true

@@ -2,6 +2,7 @@ package present
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"time"
 
@@ -144,8 +145,10 @@ func (s Style) AppendAlertLine(dst []byte, id Identity, a *pb.Alert) []byte {
 func (s Style) appendAlertTail(dst []byte, id Identity, a *pb.Alert) []byte {
 	ev := a.GetEvent()
 	p := ev.GetProcess()
-	for _, m := range a.GetMitre() {
-		if t := m.GetTechnique(); t != "" {
+	for i, m := range a.GetMitre() {
+		t := m.GetTechnique()
+		// One technique may serve several tactics.
+		if t != "" && !slices.ContainsFunc(a.GetMitre()[:i], func(o *pb.Mitre) bool { return o.GetTechnique() == t }) {
 			dst = append(dst, ' ')
 			dst = appendWord(dst, t, false)
 		}

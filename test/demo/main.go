@@ -15,8 +15,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,30 +58,35 @@ var acts = []act{
 		}
 		return ignoreExit(exec.Command(link, "/nonexistent/rootkit.ko").Run())
 	}},
-	{"host/crypto-miner", "true gets the arguments of a crypto miner", func(string) error {
-		return (&exec.Cmd{Path: "/bin/true", Args: []string{"xmrig", "-o", "stratum+tcp://pool.example:3333", "--donate-level=1"}}).Run()
-	}},
+	{minerRule, "true gets the arguments of a crypto miner", miner},
 	{"credentials/service-account-token", "a shell names the service account's token file with cat", func(string) error {
 		return ignoreExit(exec.Command("sh", "-c", ": cat /var/run/secrets/kubernetes.io/serviceaccount/token").Run())
 	}},
 }
 
+// miner is the act that is repeated to measure: its rule holds no repeat back.
+const minerRule = "host/crypto-miner"
+
+func miner(string) error {
+	return (&exec.Cmd{Path: "/bin/true", Args: []string{"xmrig", "-o", "stratum+tcp://pool.example:3333", "--donate-level=1"}}).Run()
+}
+
 func main() {
 	expect := flag.String("expect", "", "wait until each alert is in this `file` (one JSON object a line), and fail if one is missing or double")
 	wait := flag.Duration("wait", 10*time.Second, "how long to wait for the alerts")
+	measure := flag.Int("measure", 0, "instead: do one of the acts `n` times, 20 ms apart, and say how long the alerts took")
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), "demo does harmless things that raise alerts.\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
+	err := error(nil)
 	if flag.NArg() == 1 {
-		if err := deed(flag.Arg(0)); err != nil {
-			fmt.Fprintln(os.Stderr, "demo:", err)
-			os.Exit(1)
-		}
-		return
+		err = deed(flag.Arg(0))
+	} else {
+		err = run(*expect, *wait, *measure)
 	}
-	if err := run(*expect, *wait); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -94,23 +99,52 @@ func deed(name string) error {
 	case "become-root":
 		return becomeRoot()
 	case "trace":
-		child := exec.Command("sleep", "60")
-		if err := child.Start(); err != nil {
-			return err
-		}
-		defer func() {
-			child.Process.Kill()
-			child.Wait()
-		}()
-		if err := unix.PtraceAttach(child.Process.Pid); err != nil {
-			return fmt.Errorf("ptrace attach: %w", err)
-		}
-		if _, err := unix.Wait4(child.Process.Pid, nil, unix.WALL, nil); err != nil {
-			return fmt.Errorf("wait for the tracee: %w", err)
-		}
-		return unix.PtraceDetach(child.Process.Pid)
+		return trace()
+	case "be-traced":
+		fmt.Println("here")
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
 	}
 	return fmt.Errorf("unknown deed %q", name)
+}
+
+// trace attaches to a child and lets go. The child has a path of its own:
+// tracing the same program again would be a repeat, which its rule holds back.
+// It is waited for: a parent goes on a little before its child's exec is told.
+func trace() error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	link := filepath.Join(filepath.Dir(exe), fmt.Sprintf("traced-%d", os.Getpid()))
+	if err := os.Link(exe, link); err != nil {
+		return err
+	}
+	defer os.Remove(link)
+	child := exec.Command(link, "be-traced")
+	in, err := child.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := child.Start(); err != nil {
+		return err
+	}
+	defer child.Wait()
+	defer in.Close()
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		return fmt.Errorf("wait for the tracee: %w", err)
+	}
+	if err := unix.PtraceAttach(child.Process.Pid); err != nil {
+		return fmt.Errorf("ptrace attach: %w", err)
+	}
+	if _, err := unix.Wait4(child.Process.Pid, nil, unix.WALL, nil); err != nil {
+		return fmt.Errorf("wait for the tracee to stop: %w", err)
+	}
+	return unix.PtraceDetach(child.Process.Pid)
 }
 
 // becomeRoot gives up every root id and takes them back with CAP_SETUID, the
@@ -174,9 +208,12 @@ func ignoreExit(err error) error {
 	return err
 }
 
-func run(expect string, wait time.Duration) error {
+func run(expect string, wait time.Duration, measure int) error {
 	if os.Geteuid() != 0 {
 		return errors.New("run it as root: changing uids and tracing need it")
+	}
+	if measure > 0 && expect == "" {
+		return errors.New("--measure needs --expect: the file the alerts arrive in")
 	}
 	var from int64
 	if expect != "" {
@@ -186,37 +223,84 @@ func run(expect string, wait time.Duration) error {
 		}
 		from = st.Size()
 	}
+	if measure > 0 {
+		return measured(expect, from, wait, measure)
+	}
 	dir, err := os.MkdirTemp("/tmp", "procession-demo-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 
+	want := map[string]int{}
 	for _, a := range acts {
 		if err := a.do(dir); err != nil {
 			return fmt.Errorf("%s: %w", a.what, err)
 		}
 		fmt.Printf("did: %-72s expect: %s\n", a.what, a.rule)
+		want[a.rule] = 1
 	}
 	if expect == "" {
 		return nil
 	}
-	return check(expect, from, wait)
+	got, err := await(expect, from, wait, want)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nall %d alerts arrived, each once; from the kernel's event until the collector had it on disk:\n", len(acts))
+	for _, a := range acts {
+		for _, al := range got[a.rule] {
+			fmt.Printf("  %-36s %7.1f ms  %s\n", a.rule, ms(al.latency()), al.ID)
+		}
+	}
+	return nil
 }
+
+// measured repeats one act and says how long its alerts took, one by one.
+func measured(expect string, from int64, wait time.Duration, n int) error {
+	pace := time.NewTicker(20 * time.Millisecond) // each alert a commit of its own, as on a quiet node
+	defer pace.Stop()
+	for range n {
+		if err := miner(""); err != nil {
+			return err
+		}
+		<-pace.C
+	}
+	got, err := await(expect, from, wait, map[string]int{minerRule: n})
+	if err != nil {
+		return err
+	}
+	var took []time.Duration
+	for _, a := range got[minerRule] {
+		took = append(took, a.latency())
+	}
+	slices.Sort(took)
+	at := func(percent int) float64 { return ms(took[(len(took)-1)*percent/100]) }
+	fmt.Printf("%d alerts, each once; from the kernel's event until the collector had it on disk: p50 %.1f ms, p99 %.1f ms, most %.1f ms\n",
+		len(took), at(50), at(99), at(100))
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // An arrival is what the check needs of an alert.
 type arrival struct {
-	ID      string `json:"id"`
-	Rule    string `json:"rule"`
-	Process struct {
-		PID       int `json:"pid"`
+	ID          string    `json:"id"`
+	Rule        string    `json:"rule"`
+	Time        time.Time `json:"time"`
+	CommittedAt time.Time `json:"committedAt"`
+	Process     struct {
+		PID       int    `json:"pid"`
+		Start     string `json:"start"`
 		Ancestors []struct {
 			PID int `json:"pid"`
 		} `json:"ancestors"`
 	} `json:"process"`
 }
 
-func (a arrival) descendsFrom(pid int) bool {
+func (a *arrival) latency() time.Duration { return a.CommittedAt.Sub(a.Time) }
+
+func (a *arrival) descendsFrom(pid int) bool {
 	if a.Process.PID == pid {
 		return true
 	}
@@ -228,37 +312,35 @@ func (a arrival) descendsFrom(pid int) bool {
 	return false
 }
 
-// check waits until the file, from the offset on, holds each expected alert
-// of this process's children, and says which are missing or double.
-func check(file string, from int64, wait time.Duration) error {
+// await waits until the file, from the offset on, holds as many alerts of each
+// rule (policy/rule) about this process's children as wanted, at least, and
+// says which are missing or double.
+func await(file string, from int64, wait time.Duration, want map[string]int) (map[string][]arrival, error) {
 	deadline := time.Now().Add(wait)
 	for {
 		got, err := arrivals(file, from)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		missing := []string{}
-		for _, a := range acts {
-			if len(got["ClusterDetectionPolicy//"+a.rule]) == 0 {
-				missing = append(missing, a.rule)
+		var missing []string
+		for rule, n := range want {
+			if have := len(got[rule]); have < n {
+				missing = append(missing, fmt.Sprintf("%s (%d of %d)", rule, have, n))
 			}
 		}
 		if len(missing) == 0 {
-			fmt.Printf("\nall %d alerts arrived:\n", len(acts))
-			for _, a := range acts {
-				ids := got["ClusterDetectionPolicy//"+a.rule]
-				fmt.Printf("  %-40s %s\n", a.rule, strings.Join(ids, " "))
-			}
-			return nil
+			return got, nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d of %d alerts did not arrive within %v: %s", len(missing), len(acts), wait, strings.Join(missing, ", "))
+			slices.Sort(missing)
+			return nil, fmt.Errorf("is make run still up? Not all alerts arrived within %v: %s", wait, strings.Join(missing, ", "))
 		}
-		time.Sleep(50 * time.Millisecond) // the file is written by another process
+		time.Sleep(20 * time.Millisecond) // a look at what another process writes
 	}
 }
 
-func arrivals(file string, from int64) (map[string][]string, error) {
+// arrivals reads the alerts about this process's children, by policy/rule.
+func arrivals(file string, from int64) (map[string][]arrival, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -267,8 +349,8 @@ func arrivals(file string, from int64) (map[string][]string, error) {
 	if _, err := f.Seek(from, io.SeekStart); err != nil {
 		return nil, err
 	}
-	got := map[string][]string{}
-	seen := map[string]bool{}
+	got := map[string][]arrival{}
+	seen := map[string]string{} // what an alert is about, to its id
 	r := bufio.NewReader(f)
 	for {
 		line, err := r.ReadBytes('\n')
@@ -282,13 +364,16 @@ func arrivals(file string, from int64) (map[string][]string, error) {
 		if err := json.Unmarshal(line, &a); err != nil {
 			return nil, fmt.Errorf("%s holds a line that is no JSON: %w", file, err)
 		}
-		if !a.descendsFrom(syscall.Getpid()) {
+		rule, ours := strings.CutPrefix(a.Rule, "ClusterDetectionPolicy//")
+		// This program itself may lie in a temporary folder, which is no act.
+		if !ours || !a.descendsFrom(os.Getpid()) || a.Process.PID == os.Getpid() {
 			continue
 		}
-		if seen[a.ID] {
-			return nil, fmt.Errorf("alert %s is in %s twice", a.ID, file)
+		about := fmt.Sprintf("%s of %d, %s", rule, a.Process.PID, a.Process.Start)
+		if other := seen[about]; other != "" {
+			return nil, fmt.Errorf("%s holds the alert %s twice: %s and %s", file, about, other, a.ID)
 		}
-		seen[a.ID] = true
-		got[a.Rule] = append(got[a.Rule], a.ID)
+		seen[about] = a.ID
+		got[rule] = append(got[rule], a)
 	}
 }

@@ -1,13 +1,11 @@
 package spine
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -28,52 +26,22 @@ type eventLine struct {
 	} `json:"process"`
 }
 
-// events runs agent events while act runs, and returns stdout and stderr.
-func events(t *testing.T, act func(), args ...string) (stdout []byte, stderr string) {
+// events runs agent events while act runs, and returns stdout and stderr. act
+// may wait for a text that agent events prints.
+func events(t *testing.T, act func(printed func(text string)), args ...string) (stdout []byte, stderr string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(built(t), "bin", "agent"), append([]string{"events"}, args...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	out := newOutput()
+	cmd.Stdout = out
+	p := start(t, "agent events", cmd)
+	p.waitFor("listening\n", 60*time.Second)
+	act(func(text string) { t.Helper(); p.waitIn(out, text, 60*time.Second) })
+	if err := p.stop(syscall.SIGTERM, 60*time.Second); err != nil {
+		t.Errorf("agent events after SIGTERM: %v", err)
 	}
-	errs, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
-	said := bufio.NewReader(errs)
-	for {
-		line, err := said.ReadString('\n')
-		stderr += line
-		if err != nil {
-			t.Fatalf("agent events ended before it listened: %s", stderr)
-		}
-		if line == "listening\n" {
-			break
-		}
-	}
-	all := make(chan []byte)
-	go func() {
-		b, _ := io.ReadAll(out)
-		all <- b
-	}()
-	act()
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case stdout = <-all:
-	case <-time.After(20 * time.Second):
-		t.Fatal("agent events did not end within 20s of SIGTERM")
-	}
-	rest, _ := io.ReadAll(said)
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("agent events: %v\n%s%s", err, stderr, rest)
-	}
-	return stdout, stderr + string(rest)
+	told, _ := out.text()
+	said, _ := p.text()
+	return []byte(told), said
 }
 
 func parseEvents(t *testing.T, out []byte) []eventLine {
@@ -92,7 +60,7 @@ func parseEvents(t *testing.T, out []byte) []eventLine {
 // TestEveryExecIsNamed runs 2,000 short programs back to back.
 func TestEveryExecIsNamed(t *testing.T) {
 	const n = 2000
-	out, said := events(t, func() {
+	out, said := events(t, func(func(string)) {
 		for i := range n {
 			if err := exec.Command("/bin/true", fmt.Sprintf("spine-event-%d;", i)).Run(); err != nil {
 				t.Fatal(err)
@@ -131,20 +99,18 @@ func TestHostileArguments(t *testing.T) {
 	for size := 0; size < 128<<10; size += 1 << 10 {
 		hostile = append(hostile, strings.Repeat("\x1b[5mA", 170)+"....")
 	}
-	act := func() {
+	act := func(printed func(string)) {
 		// The program stays until it has been looked at: what the record does not
 		// hold of a long command line is read from the living process.
-		cmd := &exec.Cmd{Path: "/bin/cat", Args: hostile}
+		cmd := &exec.Cmd{Path: "/bin/cat", Args: append([]string{"cat", "-"}, hostile...)}
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = in
-		cmd.Args = append([]string{"cat", "-"}, hostile...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(300 * time.Millisecond) // for the agent to see it alive; nothing tells when it has
+		printed("spine-hostile")
 		in.Close()
 		var exit *exec.ExitError
 		if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {

@@ -100,6 +100,11 @@ func (k *fakeKubelet) list(pods ...string) {
 	k.pods.Store(&s)
 }
 
+// flags are those of an agent that asks it.
+func (k *fakeKubelet) flags() []string {
+	return []string{"--kubelet", k.URL, "--kubelet-ca", filepath.Join(k.dir, "ca.crt"), "--kubelet-token", filepath.Join(k.dir, "token")}
+}
+
 // kubeletPod is a pod; id is its container's, or "" while it is being made.
 func kubeletPod(uid, namespace, name, id string) string {
 	if id != "" {
@@ -183,28 +188,11 @@ func about(t *testing.T, file, tag string) (alerts map[string]identityLine, amen
 // it, rules that need it are decided then, and no other pod is ever named.
 func TestLateIdentity(t *testing.T) {
 	k := newKubelet(t)
-	p := &pair{t: t, dir: built(t), state: t.TempDir(), listen: freePort(t)}
-	p.alerts = filepath.Join(p.state, "alerts.ndjson")
-	policies := filepath.Join(p.state, "policies")
-	if err := os.MkdirAll(policies, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(policies, "identity.yaml"), []byte(identityPolicy), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	issue(t, p.dir, filepath.Join(p.state, "collector"), filepath.Join(p.state, "tls"))
-	p.startCollector()
-	agent := func() {
-		p.agent = start(t, "agent", exec.Command(filepath.Join(p.dir, "bin", "agent"), "run",
-			"--state", filepath.Join(p.state, "agent"), "--policies", policies, "--node", "node-under-test",
-			"--collector", p.listen, "--tls", filepath.Join(p.state, "tls"), "--kubelet", k.URL,
-			"--kubelet-ca", filepath.Join(k.dir, "ca.crt"), "--kubelet-token", filepath.Join(k.dir, "token")))
-		p.agent.waitFor("listening", 60*time.Second)
-	}
+	p := newCollector(t, identityPolicy)
 	// Another pod of the same name, all the time.
 	decoy := kubeletPod(otherUID, "other", "web", containerID(2))
 	k.list(decoy)
-	agent()
+	p.startAgent(k.flags()...)
 	eventually(t, "the kubelet is asked", 30*time.Second, func() bool { return k.calls.Load() > 0 })
 
 	web := container(t, webUID, containerID(1))
@@ -239,7 +227,7 @@ func TestLateIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Close()
-	agent()
+	p.startAgent(k.flags()...)
 	runIn(t, web, "spine-tag-4")
 	wantAtOnce(t, p, "spine-tag-4", "shop")
 }

@@ -39,17 +39,24 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
+	p := newCollector(t, tagPolicy)
+	p.startAgent()
+	return p
+}
+
+// newCollector is a pair whose agent waits to be started, with these policies.
+func newCollector(t *testing.T, policies string) *pair {
+	t.Helper()
 	p := &pair{t: t, dir: built(t), state: t.TempDir(), listen: freePort(t)}
 	p.alerts = filepath.Join(p.state, "alerts.ndjson")
 	if err := os.MkdirAll(filepath.Join(p.state, "policies"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(p.state, "policies", "spine.yaml"), []byte(tagPolicy), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(p.state, "policies", "spine.yaml"), []byte(policies), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	issue(t, p.dir, filepath.Join(p.state, "collector"), filepath.Join(p.state, "tls"))
 	p.startCollector()
-	p.startAgent()
 	return p
 }
 
@@ -72,12 +79,12 @@ func (p *pair) startCollector() {
 
 func (p *pair) spool() string { return filepath.Join(p.state, "agent", "spool") }
 
-func (p *pair) startAgent() {
+func (p *pair) startAgent(more ...string) {
 	p.t.Helper()
-	p.agent = start(p.t, "agent", exec.Command(filepath.Join(p.dir, "bin", "agent"), "run",
+	p.agent = start(p.t, "agent", exec.Command(filepath.Join(p.dir, "bin", "agent"), append([]string{"run",
 		"--state", filepath.Join(p.state, "agent"), "--policies", filepath.Join(p.state, "policies"),
-		"--node", "node-under-test", "--collector", p.listen, "--tls", filepath.Join(p.state, "tls")))
-	p.agent.waitFor("listening", 30*time.Second)
+		"--node", "node-under-test", "--collector", p.listen, "--tls", filepath.Join(p.state, "tls")}, more...)...))
+	p.agent.waitFor("listening", 60*time.Second)
 }
 
 // act runs true once for each number in [from, to), tagged with it.
@@ -154,15 +161,16 @@ func TestAgentKilled(t *testing.T) {
 	p := newPair(t)
 	p.act(0, 300)
 
-	// Kill it while alerts are being made.
+	// Kill it while alerts are being made: those of the last acts are not on its
+	// disk yet, and more follow.
+	p.act(300, 500)
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		time.Sleep(100 * time.Millisecond) // somewhere in the middle; any moment is right
 		p.agent.cmd.Process.Kill()
 		<-p.agent.done
 	}()
-	p.act(300, 700)
+	p.act(500, 700)
 	<-killed
 	made, durable := p.inspect()
 	p.startAgent()

@@ -1,9 +1,7 @@
 package spine
 
 import (
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -66,23 +64,9 @@ type heldLine struct {
 // count, and policies of a namespace see their own pods.
 func TestHeldBackAndTenants(t *testing.T) {
 	k := newKubelet(t)
-	p := &pair{t: t, dir: built(t), state: t.TempDir(), listen: freePort(t)}
-	p.alerts = filepath.Join(p.state, "alerts.ndjson")
-	policies := filepath.Join(p.state, "policies")
-	if err := os.MkdirAll(policies, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(policies, "held.yaml"), []byte(heldPolicies), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	issue(t, p.dir, filepath.Join(p.state, "collector"), filepath.Join(p.state, "tls"))
-	p.startCollector()
+	p := newCollector(t, heldPolicies)
 	k.list(kubeletPod(webUID, "shop", "web", containerID(1)), kubeletPod(otherUID, "other", "web", containerID(2)))
-	p.agent = start(t, "agent", exec.Command(filepath.Join(p.dir, "bin", "agent"), "run",
-		"--state", filepath.Join(p.state, "agent"), "--policies", policies, "--node", "node-under-test",
-		"--collector", p.listen, "--tls", filepath.Join(p.state, "tls"), "--kubelet", k.URL,
-		"--kubelet-ca", filepath.Join(k.dir, "ca.crt"), "--kubelet-token", filepath.Join(k.dir, "token")))
-	p.agent.waitFor("listening", 60*time.Second)
+	p.startAgent(k.flags()...)
 	eventually(t, "the kubelet is asked", 30*time.Second, func() bool { return k.calls.Load() > 0 })
 
 	shop, other := container(t, webUID, containerID(1)), container(t, otherUID, containerID(2))

@@ -78,17 +78,20 @@ vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10
 	@hack/vmtest.sh $(KERNELS)
 
 .PHONY: bench
-bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains)
-	@go run ./test/bench $(BENCHFLAGS)
+bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains; DOCS=1: into docs/capture.md)
+	@go run ./test/bench -markdown bin/bench.md $(BENCHFLAGS)
+	@$(if $(DOCS),hack/section.sh docs/capture.md bench bin/bench.md)
 
 .PHONY: proof
-proof: build ## what is promised of the agent, measured: every exec told rightly, memory, idle CPU; as root
-	@go run ./test/bench -proof $(PROOFFLAGS)
+proof: build ## what is promised of the agent, measured: every exec told rightly, memory, idle CPU; as root (DOCS=1 as with bench)
+	@rm -f bin/proof.md; go run ./test/bench -proof -markdown bin/proof.md $(PROOFFLAGS); status=$$?; \
+		$(if $(DOCS),hack/section.sh docs/capture.md proof bin/proof.md &&) exit $$status
 
 .PHONY: storm
-storm: ## floods of forks, vforks and threads, 30 s each, through the whole event path, as root; figures in bin/storm.md
-	@mkdir -p bin
-	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=30s PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent
+storm: ## floods of forks, vforks and threads, 30 s each, through the whole event path, as root; figures in bin/storm.md (DOCS=1 as with bench)
+	@mkdir -p bin; rm -f bin/storm.md
+	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=30s PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent; status=$$?; \
+		$(if $(DOCS),hack/section.sh docs/capture.md storm bin/storm.md &&) exit $$status
 
 .PHONY: chaos
 chaos: build ## break everything for SECONDS (60) and compare spools, store and sinks, as root (SEED, FAULTS, STORE=sqlite|postgres)

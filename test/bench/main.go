@@ -212,7 +212,7 @@ func run(ctx context.Context, o *options, out, log io.Writer) error {
 		return err
 	}
 	if o.proof {
-		return b.prove(ctx, o, all, can, out, log)
+		return b.proveTo(ctx, o, all, can, out, log)
 	}
 	rep := &Report{Date: time.Now().UTC().Format("2006-01-02"), Machine: machineLines(), Cannot: cannot}
 	for _, ob := range can {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,22 @@ func yes(ok bool) string {
 	return "**no**"
 }
 
+// proveTo is prove, whose table goes to the file of -markdown too.
+func (b *bench) proveTo(ctx context.Context, o *options, all []load, can []observer, out, log io.Writer) error {
+	var table bytes.Buffer
+	err := b.prove(ctx, o, all, can, &table, log)
+	if _, werr := out.Write(table.Bytes()); werr != nil {
+		return errors.Join(err, werr)
+	}
+	if o.markdown == "" || table.Len() == 0 {
+		return err
+	}
+	return errors.Join(err, writeFile(o.markdown, func(w io.Writer) error {
+		_, err := w.Write(table.Bytes())
+		return err
+	}))
+}
+
 // prove runs what is promised and writes a table. The error names a promise
 // that was not kept; without BPF only the table says so, since what else runs
 // on the machine decides it.
@@ -126,6 +143,7 @@ func (b *bench) prove(ctx context.Context, o *options, all []load, can []observe
 		return err
 	}
 	_, idleFor := b.idleTimes()
+	fmt.Fprintf(out, "Measured %s on %s.\n\n", time.Now().UTC().Format("2006-01-02"), strings.Join(machineLines(), "; "))
 	fmt.Fprintf(out, "| what | execs a run | arguments, path and container right, each run | promise kept |\n|---|---|---|---|\n")
 	failed := 0
 	for _, r := range rows {

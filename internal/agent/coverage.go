@@ -63,8 +63,11 @@ type coverer struct {
 	max  time.Duration // longest way in this window
 	at   time.Time     // when the last one was sent; zero when it has come
 
-	from time.Time // of the window; of write's callers, one behind the other
-	last counts    // at its begin
+	policies chan struct{} // capacity 1: the cluster's policies have changed
+
+	from   time.Time // of the window; of write's callers, one behind the other
+	last   counts    // at its begin
+	report reporter
 }
 
 // counts are what a coverage record is the difference of. All only grow.
@@ -77,7 +80,7 @@ type counts struct {
 }
 
 func newCoverer(a *agent, c *policy.Compiler) (*coverer, error) {
-	v := &coverer{a: a, every: a.flags.coverage, token: rand.Text(), exe: "/proc/self/exe", from: time.Now()}
+	v := &coverer{a: a, every: a.flags.coverage, token: rand.Text(), exe: "/proc/self/exe", from: time.Now(), policies: make(chan struct{}, 1)}
 	v.mark = "\x00" + v.token + "\x00"
 	objects, err := policy.Parse("heartbeat", fmt.Appendf(nil, heartbeatPolicy, v.token))
 	if err != nil {
@@ -95,6 +98,10 @@ func newCoverer(a *agent, c *policy.Compiler) (*coverer, error) {
 	return v, v.engine.Swap(set)
 }
 
+// reportPause is the least time between two records that are written because
+// policies have changed: somebody who changes them all the time makes no storm.
+const reportPause = 5 * time.Second
+
 // run sends heartbeats and writes records until ctx ends. The last record is
 // end's.
 func (v *coverer) run(ctx context.Context) {
@@ -105,15 +112,32 @@ func (v *coverer) run(ctx context.Context) {
 	window := time.NewTicker(v.every)
 	defer window.Stop()
 	v.beat(ctx)
+	var soon <-chan time.Time
+	var last time.Time // record because of policies
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-window.C:
 			v.write(time.Now())
+		case <-v.policies:
+			if soon == nil {
+				soon = time.After(max(0, reportPause-time.Since(last)))
+			}
+		case now := <-soon:
+			soon, last = nil, now
+			v.write(now)
 		case <-beat.C:
 			v.beat(ctx)
 		}
+	}
+}
+
+// policiesChanged has run report how the cluster's policies stand.
+func (v *coverer) policiesChanged() {
+	select {
+	case v.policies <- struct{}{}:
+	default:
 	}
 }
 
@@ -169,6 +193,9 @@ func (v *coverer) window(now time.Time) *pb.Coverage {
 	sp := v.a.spool.Stats()
 	v.mu.Lock()
 	is.sent, is.seen = v.sent, v.seen
+	if !v.at.IsZero() {
+		is.sent-- // on its way: it belongs to the window in which it comes, or should have
+	}
 	longest := v.max
 	v.max = 0
 	v.mu.Unlock()
@@ -182,6 +209,7 @@ func (v *coverer) window(now time.Time) *pb.Coverage {
 		SpoolBytes: uint64(max(0, sp.Bytes)), Unacked: sp.Unacked,
 		BeatsSent: more(is.sent, was.sent), BeatsSeen: more(is.seen, was.seen), BeatMaxNs: uint64(longest),
 		Rules: uint32(len(v.a.engine.Set().Rules())), PoliciesDigest: digest(v.a.engine.Set()),
+		Policies: v.report.due(v.a, now), Unwatched: v.a.unwatched,
 	}
 	for _, l := range st.Limits {
 		c.Impaired = append(c.Impaired, l.Missing+": "+l.Cost)

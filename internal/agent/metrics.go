@@ -67,6 +67,14 @@ var metrics = []metric{
 		func(a *agent, put func(float64, ...string)) { put(truth(a.conn.Status().Alive)) }),
 	gauge("heartbeat_age_seconds", "Time since the last heartbeat that came back was sent.", nil,
 		func(a *agent, put func(float64, ...string)) { put(a.conn.Status().HeartbeatAge.Seconds()) }),
+	gauge("unwatched_seconds", "How long nobody watched this node before the present agent did; an alert says when and why. 0: nothing is known of such a time.", nil,
+		func(a *agent, put func(float64, ...string)) {
+			var length time.Duration
+			if u := a.unwatched; u.GetFrom() != nil {
+				length = u.GetUntil().AsTime().Sub(u.GetFrom().AsTime())
+			}
+			put(length.Seconds())
+		}),
 	counter("relistens_total", "Times the agent had to subscribe to the kernel's events again.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.conn.Stats().Relistens)) }),
 	gauge("processes", "Processes known, alive and remembered.", []string{"state"},

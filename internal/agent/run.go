@@ -152,10 +152,12 @@ type agent struct {
 
 	watcher      *policykube.Watcher // nil: rules come from a directory
 	policyStates atomic.Pointer[map[source.State]int]
+	policies     atomic.Pointer[source.Update] // in force
 
 	watchNamespaces func(context.Context) error // nil: nothing comes from the cluster
 
 	cover  *coverer
+	life   *life
 	pods   *kube.Pods // nil: nobody knows any
 	users  *enrich.Users
 	late   late
@@ -165,6 +167,8 @@ type agent struct {
 	buf    []byte
 	emit   func(*policy.Match) // alert, made once: a method value is an allocation
 	kinds  event.Kinds         // asked of the kernel; 0 before
+
+	unwatched *pb.Unwatched // before this run; nil: nothing is known of one
 
 	unspooled atomic.Uint64 // alerts that could not be spooled; the spool names them as lost
 }
@@ -191,6 +195,7 @@ func (a *agent) run(ctx context.Context) error {
 	parts.Go(func() error {
 		defer stopSpool()
 		err := a.conn.Run(sourceCtx, a.pipe)
+		a.life.end(err == nil && ctx.Err() != nil)
 		a.engine.Flush(a.emit) // no event comes any more
 		a.late.end()
 		a.cover.write(time.Now())
@@ -201,6 +206,7 @@ func (a *agent) run(ctx context.Context) error {
 		parts.Go(func() error { return a.watchPods(sourceCtx) })
 	}
 	parts.Go(func() error { a.cover.run(sourceCtx); return nil })
+	parts.Go(func() error { a.life.run(a.spool.Sync); return nil })
 	parts.Go(func() error { return rules.Run(sourceCtx, a.loadRules) })
 	if a.watchNamespaces != nil {
 		parts.Go(func() error { return a.watchNamespaces(sourceCtx) })
@@ -272,6 +278,7 @@ func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	if err != nil {
 		return fmt.Errorf("read the processes that run already: %w", err)
 	}
+	a.life = a.openLife(filepath.Join(a.flags.state, signFile))
 	a.sayListening(n)
 	return nil
 }
@@ -357,6 +364,8 @@ func (a *agent) loadRules(u source.Update) {
 	}
 	states := u.States()
 	a.policyStates.Store(&states)
+	a.policies.Store(&u)
+	a.cover.policiesChanged()
 	if more := u.Set.Kinds() &^ a.kinds; a.kinds != 0 && more != 0 {
 		for _, k := range event.AllKinds() {
 			if more.Has(k) {

@@ -74,8 +74,9 @@ type Monitor struct {
 	heard map[string]report        // by node
 	loss  map[string]time.Duration // by node: when coverage with a loss was seen last
 
-	mu     sync.Mutex
-	counts map[string]int // nodes by condition; guarded by mu
+	mu        sync.Mutex      // guards what follows
+	counts    map[string]int  // nodes by condition
+	reporting map[string]bool // nodes that are waited for; false: silent
 }
 
 // A report is the last coverage of a node.
@@ -153,7 +154,7 @@ func (m *Monitor) look(ctx context.Context, now time.Time, up time.Duration) err
 	if err != nil {
 		return err
 	}
-	counts := make(map[string]int)
+	counts, reporting := make(map[string]int), make(map[string]bool)
 	mine, err := m.lead(ctx, up)
 	if err != nil {
 		return err
@@ -164,6 +165,8 @@ func (m *Monitor) look(ctx context.Context, now time.Time, up time.Duration) err
 		if is == nil {
 			continue
 		}
+		_, silent := is[Silent]
+		reporting[name] = !silent
 		for _, c := range conditions {
 			if _, yes := is[c]; yes {
 				counts[c]++
@@ -179,9 +182,17 @@ func (m *Monitor) look(ctx context.Context, now time.Time, up time.Duration) err
 		}
 	}
 	m.mu.Lock()
-	m.counts = counts
+	m.counts, m.reporting = counts, reporting
 	m.mu.Unlock()
 	return nil
+}
+
+// Reporting tells, of each node that is waited for, whether it reports. It is
+// as of the last look; nil before the first one. The caller does not change it.
+func (m *Monitor) Reporting() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reporting
 }
 
 // lead sees to it that one collector raises alerts.
@@ -242,6 +253,9 @@ func (m *Monitor) assess(name string, n store.NodeState, now time.Time, up time.
 		is[Blind] = fmt.Sprintf("node %s cannot see process events: %s", name, c.GetCaptureReason())
 	case c.GetBeatsSent() > 0 && c.GetBeatsSeen() == 0:
 		is[Blind] = fmt.Sprintf("node %s is blind: of %d heartbeats through its kernel none came back", name, c.GetBeatsSent())
+	case c.GetBeatsSent() == 0 && strings.Contains(n.Flags, Blind):
+		// A short window, as when policies change, may hold no heartbeat.
+		is[Blind] = fmt.Sprintf("node %s is blind: no heartbeat through its kernel has come back since", name)
 	}
 	lost, evicted := present.Total(c.GetLost()), c.GetEvicted()
 	if lost+evicted > 0 {

@@ -105,8 +105,13 @@ func TestConditions(t *testing.T) {
 	w.pass(2 * time.Minute)
 	w.report("b", &pb.Coverage{Capture: "recorder", BeatsSent: 2})
 	w.expect("b's heartbeats do not come back", "Node is blind: b")
+	w.report("b", &pb.Coverage{Capture: "recorder"})
+	w.expect("a record without a heartbeat knows no better")
 	w.pass(2 * time.Minute)
 	w.expect("a has been quiet for four minutes", "Node is silent: a")
+	if d := cmp.Diff(map[string]bool{"a": false, "b": true}, w.m.Reporting()); d != "" {
+		t.Errorf("reporting (-want +got):\n%s", d)
+	}
 	w.pass(time.Minute)
 	w.report("a", &pb.Coverage{Capture: "recorder", BeatsSent: 2, BeatsSeen: 2, Lost: map[string]uint64{"ring": 7}})
 	w.report("b", well())

@@ -106,7 +106,64 @@ func AppendCoverageJSON(dst []byte, id Identity, c *pb.Coverage) []byte {
 	dst = appendStr(dst, "policiesDigest", c.GetPoliciesDigest())
 	dst = appendStrings(dst, "impaired", c.GetImpaired())
 	dst = appendStorms(dst, c.GetStorms())
+	dst = appendPolicies(dst, c.GetPolicies())
+	dst = appendUnwatched(dst, c.GetUnwatched())
 	return append(dst, "}}"...)
+}
+
+func appendPolicies(dst []byte, r *pb.PolicyReport) []byte {
+	if r == nil {
+		return dst
+	}
+	dst = appendKey(dst, "policies")
+	dst = append(dst, '[')
+	for _, p := range r.GetPolicies() {
+		dst = appendElem(dst)
+		dst = append(dst, '{')
+		dst = appendStr(dst, "object", p.GetObject())
+		dst = appendCount(dst, "generation", uint64(max(0, p.GetGeneration())))
+		dst = appendCount(dst, "inForce", uint64(max(0, p.GetInForce())))
+		dst = appendStr(dst, "error", p.GetError())
+		if len(p.GetRules()) > 0 {
+			dst = appendKey(dst, "rules")
+			dst = append(dst, '[')
+			for _, c := range p.GetRules() {
+				dst = appendElem(dst)
+				dst = appendRuleCount(dst, c)
+			}
+			dst = append(dst, ']')
+		}
+		dst = append(dst, '}')
+	}
+	dst = append(dst, ']')
+	return appendCount(dst, "policiesLeftOut", uint64(r.GetLeftOut()))
+}
+
+func appendRuleCount(dst []byte, c *pb.RuleCount) []byte {
+	dst = append(dst, '{')
+	dst = appendStr(dst, "name", c.GetName())
+	dst = appendStr(dst, "overBudget", c.GetOverBudget())
+	dst = appendCount(dst, "matches", c.GetMatches())
+	dst = appendCount(dst, "suppressed", c.GetSuppressed())
+	dst = appendCount(dst, "undecided", c.GetUndecided())
+	dst = appendCount(dst, "failed", c.GetFailed())
+	dst = appendCount(dst, "evaluated", c.GetEvaluated())
+	dst = appendTime(dst, "lastMatch", c.GetLastMatch())
+	dst = appendStr(dst, "error", c.GetError())
+	return append(dst, '}')
+}
+
+func appendUnwatched(dst []byte, u *pb.Unwatched) []byte {
+	if u == nil {
+		return dst
+	}
+	dst = appendKey(dst, "unwatched")
+	dst = append(dst, '{')
+	dst = appendTime(dst, "from", u.GetFrom())
+	dst = appendTime(dst, "until", u.GetUntil())
+	dst = appendStr(dst, "reason", u.GetReason())
+	dst = appendTime(dst, "booted", u.GetBooted())
+	return append(dst, '}')
 }
 
 func appendStorms(dst []byte, storms []*pb.Storm) []byte {

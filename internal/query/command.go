@@ -177,7 +177,7 @@ func (c *command) nodes(args []string, connect func([]string) error) error {
 // writeNodes is the table of nodes. What nodes say of themselves is escaped.
 func writeNodes(out io.Writer, nodes []*pb.Node, now time.Time) {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "NODE\tSTATE\tREPORTED\tCAPTURE\tEVENTS\tLOST\tUNRESOLVED\tUNDECIDED\tALERTS\tUNACKED\tBEATS\tRULES")
+	fmt.Fprintln(w, "NODE\tSTATE\tREPORTED\tCAPTURE\tEVENTS\tLOST\tUNRESOLVED\tUNDECIDED\tALERTS\tUNACKED\tBEATS\tRULES\tNOT WATCHED BEFORE")
 	for _, n := range nodes {
 		state := "ok"
 		if cs := n.GetConditions(); len(cs) > 0 {
@@ -188,14 +188,25 @@ func writeNodes(out io.Writer, nodes []*pb.Node, now time.Time) {
 			if state == "ok" {
 				state = "new" // nobody knows yet
 			}
-			fmt.Fprintf(w, "%s\t%s\tnever\t\t\t\t\t\t\t\t\t\n", safe(n.GetName()), state)
+			fmt.Fprintf(w, "%s\t%s\tnever\t\t\t\t\t\t\t\t\t\t\n", safe(n.GetName()), state)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d/%d\t%d\n", safe(n.GetName()), state, ago(now, n.GetCoverageReceived().AsTime()),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d/%d\t%d\t%s\n", safe(n.GetName()), state, ago(now, n.GetCoverageReceived().AsTime()),
 			safe(c.GetCapture()), present.Total(c.GetEvents()), present.Total(c.GetLost()), present.Total(c.GetUnresolved()), c.GetUndecided(),
-			c.GetAlerts(), c.GetUnacked(), c.GetBeatsSeen(), c.GetBeatsSent(), c.GetRules())
+			c.GetAlerts(), c.GetUnacked(), c.GetBeatsSeen(), c.GetBeatsSent(), c.GetRules(), gap(c.GetUnwatched()))
 	}
 	w.Flush()
+}
+
+// gap is how long nobody watched before the node's present agent did, and why.
+func gap(u *pb.Unwatched) string {
+	switch {
+	case u == nil:
+		return "-"
+	case u.GetFrom() == nil:
+		return safe(u.GetReason())
+	}
+	return u.GetUntil().AsTime().Sub(u.GetFrom().AsTime()).Round(time.Second).String() + " " + safe(u.GetReason())
 }
 
 func safe(s string) string { return string(present.AppendSafe(nil, []byte(s))) }

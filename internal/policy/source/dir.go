@@ -42,9 +42,13 @@ type Update struct {
 
 // A FileReport says what became of a file.
 type FileReport struct {
-	File     string // path, as given to NewDir and with the name
+	File     string // path, as given to NewDir and with the name; of an object kind/name or kind/namespace/name
 	Err      error  // nil: all of it is in force; else of type policy.Errors or from the file system
 	Policies []PolicyReport
+
+	// Generation is the metadata.generation of an object as it was seen last, in
+	// force or not; 0 of a file.
+	Generation int64
 }
 
 // A PolicyReport says what became of a policy.
@@ -85,6 +89,8 @@ type file struct {
 	kept map[string]bool   // those of good that are not what the file says
 	errs error             // what is wrong with it
 	bad  []string          // policies named in errs
+
+	generation int64 // of an object's text
 }
 
 // NewDir is the directory dir: its files that end in .yaml, .yml or .json,
@@ -344,7 +350,7 @@ func (d *Dir) publish(update func(Update)) error {
 	rules, broken := 0, 0
 	for _, name := range names {
 		f := d.files[name]
-		r := FileReport{File: filepath.Join(d.dir, name), Err: f.errs}
+		r := FileReport{File: filepath.Join(d.dir, name), Err: f.errs, Generation: f.generation}
 		var taken policy.Errors
 		for _, p := range f.good {
 			if first := owner[p.FullName()]; first != name {

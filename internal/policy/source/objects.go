@@ -2,6 +2,7 @@ package source
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -91,11 +92,11 @@ func (o *Objects) Set(kind string, objects []Object, update func(Update)) error 
 			limit = maxClusterObjects
 		}
 		if number[ob.Namespace]++; number[ob.Namespace] > limit {
-			changed = o.refuse(key, fmt.Errorf("%s: at most %d policies of a kind are allowed here; this is one of those that come after by name", key, limit)) || changed
+			changed = o.refuse(key, ob.Text, fmt.Errorf("%s: at most %d policies of a kind are allowed here; this is one of those that come after by name", key, limit)) || changed
 			continue
 		}
 		if ob.Namespace != "" && rules[ob.Namespace] >= maxNamespaceRules {
-			changed = o.refuse(key, fmt.Errorf("%s: the policies before it by name have %d rules; of a namespace no more than %d are compiled", key, rules[ob.Namespace], maxNamespaceRules)) || changed
+			changed = o.refuse(key, ob.Text, fmt.Errorf("%s: the policies before it by name have %d rules; of a namespace no more than %d are compiled", key, rules[ob.Namespace], maxNamespaceRules)) || changed
 			continue
 		}
 		changed = o.take(key, ob.Text) || changed
@@ -131,7 +132,7 @@ func (o *Objects) take(key string, text []byte) (changed bool) {
 		return false
 	}
 	f := o.d.compile(key, text, old)
-	f.sum = sum
+	f.sum, f.generation = sum, generationOf(text)
 	o.d.files[key] = f
 	o.text[key] = text
 	if f.errs == nil {
@@ -141,14 +142,29 @@ func (o *Objects) take(key string, text []byte) (changed bool) {
 }
 
 // refuse takes an object out of force, for a reason that is not in its text.
-func (o *Objects) refuse(key string, err error) (changed bool) {
-	if old := o.d.files[key]; old != nil && old.errs != nil && old.errs.Error() == err.Error() {
+func (o *Objects) refuse(key string, text []byte, err error) (changed bool) {
+	generation := generationOf(text)
+	if old := o.d.files[key]; old != nil && old.errs != nil && old.errs.Error() == err.Error() && old.generation == generation {
 		return false
 	}
-	o.d.files[key] = &file{kept: map[string]bool{}, errs: err}
+	o.d.files[key] = &file{kept: map[string]bool{}, errs: err, generation: generation}
 	delete(o.text, key)
 	delete(o.good, key)
 	return true
+}
+
+// generationOf is the metadata.generation in an object's text, however broken
+// its spec may be; 0 when it cannot be told.
+func generationOf(text []byte) int64 {
+	var o struct {
+		Metadata struct {
+			Generation int64 `json:"generation"`
+		} `json:"metadata"`
+	}
+	if json.Unmarshal(text, &o) != nil {
+		return 0
+	}
+	return o.Metadata.Generation
 }
 
 func (o *Objects) all() []kept {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/query"
@@ -239,7 +240,8 @@ func TestSinksAndReplay(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	w := newWorld(t)
-	w.add(&pb.Item{Item: &pb.Item_Coverage{Coverage: &pb.Coverage{Capture: "re\x1b[2Jcorder", Events: map[string]uint64{"Exec": 7}, Lost: map[string]uint64{"ring": 2}, BeatsSent: 2, BeatsSeen: 1, Rules: 31}}})
+	w.add(&pb.Item{Item: &pb.Item_Coverage{Coverage: &pb.Coverage{Capture: "re\x1b[2Jcorder", Events: map[string]uint64{"Exec": 7}, Lost: map[string]uint64{"ring": 2}, BeatsSent: 2, BeatsSeen: 1, Rules: 31,
+		Unwatched: &pb.Unwatched{From: timestamppb.New(time.Unix(100, 0)), Until: timestamppb.New(time.Unix(107, 0)), Reason: "st\x1bopped"}}}})
 	if _, err := w.queue.Do(t.Context(), &store.Flagged{Node: "n", Flags: "losing"}); err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +253,7 @@ func TestNodes(t *testing.T) {
 	if len(rows) != 2 || strings.Contains(got, "\x1b") {
 		t.Fatalf("nodes:\n%s", got)
 	}
-	for _, want := range []string{"n ", "losing", " 7 ", " 2 ", "1/2", "31"} {
+	for _, want := range []string{"n ", "losing", " 7 ", " 2 ", "1/2", "31", "7s st"} {
 		if !strings.Contains(rows[1], want) {
 			t.Errorf("%q is not in %q", want, rows[1])
 		}

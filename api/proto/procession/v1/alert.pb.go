@@ -1861,7 +1861,8 @@ func (x *Amendment) GetPlaceReason() string {
 }
 
 // Coverage says what a node saw, and what it did not, in a window of time:
-// the difference between quiet and blind. One a minute, and one at the end.
+// the difference between quiet and blind. One a minute, one at the end, and one
+// when the policies of the cluster became others on this node.
 type Coverage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -1907,7 +1908,12 @@ type Coverage struct {
 	Impaired []string `protobuf:"bytes,25,rep,name=impaired,proto3" json:"impaired,omitempty"`
 	// Containers that made more events than all others together may, with how
 	// many: what a storm is called in the alert about it.
-	Storms        []*Storm `protobuf:"bytes,26,rep,name=storms,proto3" json:"storms,omitempty"`
+	Storms []*Storm `protobuf:"bytes,26,rep,name=storms,proto3" json:"storms,omitempty"`
+	// How the cluster's policies stand on this node. Absent: as it was said last;
+	// an agent that has its rules from files says nothing.
+	Policies *PolicyReport `protobuf:"bytes,27,opt,name=policies,proto3" json:"policies,omitempty"`
+	// When nobody watched before this agent did; absent: not known.
+	Unwatched     *Unwatched `protobuf:"bytes,28,opt,name=unwatched,proto3" json:"unwatched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2124,6 +2130,349 @@ func (x *Coverage) GetStorms() []*Storm {
 	return nil
 }
 
+func (x *Coverage) GetPolicies() *PolicyReport {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *Coverage) GetUnwatched() *Unwatched {
+	if x != nil {
+		return x.Unwatched
+	}
+	return nil
+}
+
+// PolicyReport says how each policy object of the cluster stands on a node.
+type PolicyReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By object, in its order.
+	Policies []*PolicyState `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Further objects, for which there was no room.
+	LeftOut       uint32 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyReport) Reset() {
+	*x = PolicyReport{}
+	mi := &file_procession_v1_alert_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyReport) ProtoMessage() {}
+
+func (x *PolicyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyReport.ProtoReflect.Descriptor instead.
+func (*PolicyReport) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PolicyReport) GetPolicies() []*PolicyState {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *PolicyReport) GetLeftOut() uint32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+// PolicyState is one policy object.
+type PolicyState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// KIND/NAME or KIND/NAMESPACE/NAME. Example: DetectionPolicy/shop/drift.
+	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	// The metadata.generation that the agent has seen last.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The one whose rules are in force: an earlier one if that is broken, 0 if
+	// none is.
+	InForce int64 `protobuf:"varint,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	// Why generation is not in force, with the place of the mistake; empty when
+	// it is. At most 1024 bytes.
+	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// The rules in force that are not as the policy says or have something to
+	// count.
+	Rules         []*RuleCount `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyState) Reset() {
+	*x = PolicyState{}
+	mi := &file_procession_v1_alert_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyState) ProtoMessage() {}
+
+func (x *PolicyState) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
+func (*PolicyState) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PolicyState) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *PolicyState) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PolicyState) GetInForce() int64 {
+	if x != nil {
+		return x.InForce
+	}
+	return 0
+}
+
+func (x *PolicyState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PolicyState) GetRules() []*RuleCount {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// RuleCount is what became of one rule since the agent's start.
+type RuleCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why it is not evaluated, or not always; empty when it is as the policy says.
+	OverBudget string `protobuf:"bytes,2,opt,name=over_budget,json=overBudget,proto3" json:"over_budget,omitempty"`
+	// Matches, those among them that raised no alert of their own, and what could
+	// not be decided or failed of all evaluations.
+	Matches    uint64                 `protobuf:"varint,3,opt,name=matches,proto3" json:"matches,omitempty"`
+	Suppressed uint64                 `protobuf:"varint,4,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
+	Undecided  uint64                 `protobuf:"varint,5,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	Failed     uint64                 `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	Evaluated  uint64                 `protobuf:"varint,7,opt,name=evaluated,proto3" json:"evaluated,omitempty"`
+	LastMatch  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_match,json=lastMatch,proto3" json:"last_match,omitempty"`
+	// Why it failed last; at most 256 bytes.
+	Error         string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleCount) Reset() {
+	*x = RuleCount{}
+	mi := &file_procession_v1_alert_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleCount) ProtoMessage() {}
+
+func (x *RuleCount) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleCount.ProtoReflect.Descriptor instead.
+func (*RuleCount) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RuleCount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RuleCount) GetOverBudget() string {
+	if x != nil {
+		return x.OverBudget
+	}
+	return ""
+}
+
+func (x *RuleCount) GetMatches() uint64 {
+	if x != nil {
+		return x.Matches
+	}
+	return 0
+}
+
+func (x *RuleCount) GetSuppressed() uint64 {
+	if x != nil {
+		return x.Suppressed
+	}
+	return 0
+}
+
+func (x *RuleCount) GetUndecided() uint64 {
+	if x != nil {
+		return x.Undecided
+	}
+	return 0
+}
+
+func (x *RuleCount) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *RuleCount) GetEvaluated() uint64 {
+	if x != nil {
+		return x.Evaluated
+	}
+	return 0
+}
+
+func (x *RuleCount) GetLastMatch() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastMatch
+	}
+	return nil
+}
+
+func (x *RuleCount) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Unwatched is a time in which no agent ran on a node, as far as the next one
+// can tell.
+type Unwatched struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last sign of life of the agent before, at most some seconds older than
+	// its end.
+	From *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Since when the next one records.
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// stopped: it was asked to; killed: it ended without a word, and the node went
+	// on; rebooted: the node was started anew.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// rebooted: when the node was started.
+	Booted        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=booted,proto3" json:"booted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unwatched) Reset() {
+	*x = Unwatched{}
+	mi := &file_procession_v1_alert_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unwatched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unwatched) ProtoMessage() {}
+
+func (x *Unwatched) ProtoReflect() protoreflect.Message {
+	mi := &file_procession_v1_alert_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unwatched.ProtoReflect.Descriptor instead.
+func (*Unwatched) Descriptor() ([]byte, []int) {
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Unwatched) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Unwatched) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Unwatched) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Unwatched) GetBooted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Booted
+	}
+	return nil
+}
+
 // Storm is one container, or the host, that made a flood of events.
 type Storm struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -2138,7 +2487,7 @@ type Storm struct {
 
 func (x *Storm) Reset() {
 	*x = Storm{}
-	mi := &file_procession_v1_alert_proto_msgTypes[17]
+	mi := &file_procession_v1_alert_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2499,7 @@ func (x *Storm) String() string {
 func (*Storm) ProtoMessage() {}
 
 func (x *Storm) ProtoReflect() protoreflect.Message {
-	mi := &file_procession_v1_alert_proto_msgTypes[17]
+	mi := &file_procession_v1_alert_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2512,7 @@ func (x *Storm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storm.ProtoReflect.Descriptor instead.
 func (*Storm) Descriptor() ([]byte, []int) {
-	return file_procession_v1_alert_proto_rawDescGZIP(), []int{17}
+	return file_procession_v1_alert_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Storm) GetContainerId() string {
@@ -2395,8 +2744,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\tcontainer\x18\x04 \x01(\v2\x18.procession.v1.ContainerR\tcontainer\x12$\n" +
 	"\x03pod\x18\x05 \x01(\v2\x12.procession.v1.PodR\x03pod\x12\x14\n" +
 	"\x05place\x18\x06 \x01(\tR\x05place\x12!\n" +
-	"\fplace_reason\x18\a \x01(\tR\vplaceReason\"\xae\n" +
-	"\n" +
+	"\fplace_reason\x18\a \x01(\tR\vplaceReason\"\x9f\v\n" +
 	"\bCoverage\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12C\n" +
@@ -2431,7 +2779,9 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x05rules\x18\x17 \x01(\rR\x05rules\x12'\n" +
 	"\x0fpolicies_digest\x18\x18 \x01(\tR\x0epoliciesDigest\x12\x1a\n" +
 	"\bimpaired\x18\x19 \x03(\tR\bimpaired\x12,\n" +
-	"\x06storms\x18\x1a \x03(\v2\x14.procession.v1.StormR\x06storms\x1a9\n" +
+	"\x06storms\x18\x1a \x03(\v2\x14.procession.v1.StormR\x06storms\x127\n" +
+	"\bpolicies\x18\x1b \x01(\v2\x1b.procession.v1.PolicyReportR\bpolicies\x126\n" +
+	"\tunwatched\x18\x1c \x01(\v2\x18.procession.v1.UnwatchedR\tunwatched\x1a9\n" +
 	"\vEventsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a7\n" +
@@ -2446,7 +2796,37 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a=\n" +
 	"\x0fSuppressedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"o\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"a\n" +
+	"\fPolicyReport\x126\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1a.procession.v1.PolicyStateR\bpolicies\x12\x19\n" +
+	"\bleft_out\x18\x02 \x01(\rR\aleftOut\"\xa6\x01\n" +
+	"\vPolicyState\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x19\n" +
+	"\bin_force\x18\x03 \x01(\x03R\ainForce\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12.\n" +
+	"\x05rules\x18\x05 \x03(\v2\x18.procession.v1.RuleCountR\x05rules\"\x9f\x02\n" +
+	"\tRuleCount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vover_budget\x18\x02 \x01(\tR\n" +
+	"overBudget\x12\x18\n" +
+	"\amatches\x18\x03 \x01(\x04R\amatches\x12\x1e\n" +
+	"\n" +
+	"suppressed\x18\x04 \x01(\x04R\n" +
+	"suppressed\x12\x1c\n" +
+	"\tundecided\x18\x05 \x01(\x04R\tundecided\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\x04R\x06failed\x12\x1c\n" +
+	"\tevaluated\x18\a \x01(\x04R\tevaluated\x129\n" +
+	"\n" +
+	"last_match\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tlastMatch\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\"\xb9\x01\n" +
+	"\tUnwatched\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x122\n" +
+	"\x06booted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06booted\"o\n" +
 	"\x05Storm\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12\x16\n" +
@@ -2473,7 +2853,7 @@ func file_procession_v1_alert_proto_rawDescGZIP() []byte {
 }
 
 var file_procession_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_procession_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_procession_v1_alert_proto_goTypes = []any{
 	(Severity)(0),                 // 0: procession.v1.Severity
 	(*Event)(nil),                 // 1: procession.v1.Event
@@ -2493,65 +2873,77 @@ var file_procession_v1_alert_proto_goTypes = []any{
 	(*Item)(nil),                  // 15: procession.v1.Item
 	(*Amendment)(nil),             // 16: procession.v1.Amendment
 	(*Coverage)(nil),              // 17: procession.v1.Coverage
-	(*Storm)(nil),                 // 18: procession.v1.Storm
-	nil,                           // 19: procession.v1.Process.SourcesEntry
-	nil,                           // 20: procession.v1.Pod.LabelsEntry
-	nil,                           // 21: procession.v1.Pod.AnnotationsEntry
-	nil,                           // 22: procession.v1.Coverage.EventsEntry
-	nil,                           // 23: procession.v1.Coverage.LostEntry
-	nil,                           // 24: procession.v1.Coverage.MissedEntry
-	nil,                           // 25: procession.v1.Coverage.UnresolvedEntry
-	nil,                           // 26: procession.v1.Coverage.SuppressedEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*PolicyReport)(nil),          // 18: procession.v1.PolicyReport
+	(*PolicyState)(nil),           // 19: procession.v1.PolicyState
+	(*RuleCount)(nil),             // 20: procession.v1.RuleCount
+	(*Unwatched)(nil),             // 21: procession.v1.Unwatched
+	(*Storm)(nil),                 // 22: procession.v1.Storm
+	nil,                           // 23: procession.v1.Process.SourcesEntry
+	nil,                           // 24: procession.v1.Pod.LabelsEntry
+	nil,                           // 25: procession.v1.Pod.AnnotationsEntry
+	nil,                           // 26: procession.v1.Coverage.EventsEntry
+	nil,                           // 27: procession.v1.Coverage.LostEntry
+	nil,                           // 28: procession.v1.Coverage.MissedEntry
+	nil,                           // 29: procession.v1.Coverage.UnresolvedEntry
+	nil,                           // 30: procession.v1.Coverage.SuppressedEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_procession_v1_alert_proto_depIdxs = []int32{
-	27, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
+	31, // 0: procession.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 1: procession.v1.Event.process:type_name -> procession.v1.Process
 	2,  // 2: procession.v1.Event.target:type_name -> procession.v1.Process
 	6,  // 3: procession.v1.Event.change:type_name -> procession.v1.Change
 	7,  // 4: procession.v1.Event.exit:type_name -> procession.v1.Exit
 	8,  // 5: procession.v1.Event.container:type_name -> procession.v1.Container
 	9,  // 6: procession.v1.Event.pod:type_name -> procession.v1.Pod
-	27, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
+	31, // 7: procession.v1.Process.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: procession.v1.Process.ids:type_name -> procession.v1.IDs
 	4,  // 9: procession.v1.Process.ns:type_name -> procession.v1.Namespaces
 	5,  // 10: procession.v1.Process.exe_file:type_name -> procession.v1.ExeFile
-	19, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
+	23, // 11: procession.v1.Process.sources:type_name -> procession.v1.Process.SourcesEntry
 	2,  // 12: procession.v1.Process.ancestors:type_name -> procession.v1.Process
 	3,  // 13: procession.v1.Change.from:type_name -> procession.v1.IDs
 	3,  // 14: procession.v1.Change.to:type_name -> procession.v1.IDs
 	5,  // 15: procession.v1.Change.exe_file:type_name -> procession.v1.ExeFile
-	20, // 16: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
-	21, // 17: procession.v1.Pod.annotations:type_name -> procession.v1.Pod.AnnotationsEntry
+	24, // 16: procession.v1.Pod.labels:type_name -> procession.v1.Pod.LabelsEntry
+	25, // 17: procession.v1.Pod.annotations:type_name -> procession.v1.Pod.AnnotationsEntry
 	1,  // 18: procession.v1.Alert.event:type_name -> procession.v1.Event
 	0,  // 19: procession.v1.Alert.severity:type_name -> procession.v1.Severity
 	13, // 20: procession.v1.Alert.mitre:type_name -> procession.v1.Mitre
 	14, // 21: procession.v1.Alert.evidence:type_name -> procession.v1.Evidence
 	11, // 22: procession.v1.Alert.aggregated:type_name -> procession.v1.Aggregated
-	27, // 23: procession.v1.Aggregated.from:type_name -> google.protobuf.Timestamp
-	27, // 24: procession.v1.Aggregated.until:type_name -> google.protobuf.Timestamp
+	31, // 23: procession.v1.Aggregated.from:type_name -> google.protobuf.Timestamp
+	31, // 24: procession.v1.Aggregated.until:type_name -> google.protobuf.Timestamp
 	12, // 25: procession.v1.Aggregated.samples:type_name -> procession.v1.Sample
-	27, // 26: procession.v1.Sample.time:type_name -> google.protobuf.Timestamp
+	31, // 26: procession.v1.Sample.time:type_name -> google.protobuf.Timestamp
 	10, // 27: procession.v1.Item.alert:type_name -> procession.v1.Alert
 	16, // 28: procession.v1.Item.amendment:type_name -> procession.v1.Amendment
 	17, // 29: procession.v1.Item.coverage:type_name -> procession.v1.Coverage
-	27, // 30: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
+	31, // 30: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
 	8,  // 31: procession.v1.Amendment.container:type_name -> procession.v1.Container
 	9,  // 32: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
-	27, // 33: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
-	27, // 34: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
-	27, // 35: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
-	22, // 36: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
-	23, // 37: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
-	24, // 38: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
-	25, // 39: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
-	26, // 40: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
-	18, // 41: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	31, // 33: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
+	31, // 34: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
+	31, // 35: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
+	26, // 36: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
+	27, // 37: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
+	28, // 38: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
+	29, // 39: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
+	30, // 40: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
+	22, // 41: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
+	18, // 42: procession.v1.Coverage.policies:type_name -> procession.v1.PolicyReport
+	21, // 43: procession.v1.Coverage.unwatched:type_name -> procession.v1.Unwatched
+	19, // 44: procession.v1.PolicyReport.policies:type_name -> procession.v1.PolicyState
+	20, // 45: procession.v1.PolicyState.rules:type_name -> procession.v1.RuleCount
+	31, // 46: procession.v1.RuleCount.last_match:type_name -> google.protobuf.Timestamp
+	31, // 47: procession.v1.Unwatched.from:type_name -> google.protobuf.Timestamp
+	31, // 48: procession.v1.Unwatched.until:type_name -> google.protobuf.Timestamp
+	31, // 49: procession.v1.Unwatched.booted:type_name -> google.protobuf.Timestamp
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_alert_proto_init() }
@@ -2573,7 +2965,7 @@ func file_procession_v1_alert_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_procession_v1_alert_proto_rawDesc), len(file_procession_v1_alert_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -184,6 +184,16 @@ func checkRecord(r *pb.Record) store.Record {
 		out.Kind, out.EventTime = store.Amendment, storable(m.GetTime())
 	case *pb.Item_Coverage:
 		out.Kind, out.EventTime = store.Coverage, storable(it.GetCoverage().GetTo())
+		if p := it.GetCoverage().GetPolicies(); p != nil {
+			b, err := proto.Marshal(p)
+			if err != nil {
+				return reject(keepRejectedBytes, "payload: coverage.policies: %v", err)
+			}
+			out.Policies = b
+			if b == nil {
+				out.Policies = []byte{} // there is no policy
+			}
+		}
 	default:
 		// Of a newer agent. All of it is kept, for a collector that knows it.
 		return reject(MaxRecordBytes, "payload: an item of a kind this collector does not know")

@@ -118,6 +118,14 @@ func (c *core) writeRest(ctx context.Context, p *plan) error {
 			return err
 		}
 	}
+	for node, i := range p.policies {
+		// Commits with records come one after the other, so versions do.
+		if _, err := c.exec(ctx, `INSERT INTO policy_report(node, version, payload)
+			VALUES(?, (SELECT coalesce(max(version), 0)+1 FROM policy_report), ?)
+			ON CONFLICT(node) DO UPDATE SET version=excluded.version, payload=excluded.payload`, node, p.records[i].Policies); err != nil {
+			return err
+		}
+	}
 	for node := range p.forget {
 		if _, err := c.exec(ctx, `DELETE FROM mark WHERE node=? AND ended=1 AND seen<?`, node, p.now.Add(-forget).UnixNano()); err != nil {
 			return err
@@ -261,6 +269,23 @@ func (c *core) Nodes(ctx context.Context) (map[string]NodeState, error) {
 		}
 		n.Seen, n.At = fromNanos(seen), fromNanos(at)
 		out[name] = n
+	}
+	return out, dbError("read", rows.Err())
+}
+
+// PolicyReports implements Store.
+func (c *core) PolicyReports(ctx context.Context, after int64) (out []PolicyReport, err error) {
+	rows, err := c.r.QueryContext(ctx, c.bind(`SELECT node, version, payload FROM policy_report WHERE version>? ORDER BY version`), after)
+	if err != nil {
+		return nil, dbError("read", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var r PolicyReport
+		if err := rows.Scan(&r.Node, &r.Version, &r.Payload); err != nil {
+			return nil, dbError("read", err)
+		}
+		out = append(out, r)
 	}
 	return out, dbError("read", rows.Err())
 }

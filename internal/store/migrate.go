@@ -73,6 +73,14 @@ var migrations = []string{
 
 	// 3. What is wrong with a node, as far as it was told.
 	`ALTER TABLE node ADD COLUMN flags TEXT NOT NULL DEFAULT '';`,
+
+	// 4. What each node said last about its policies.
+	`CREATE TABLE policy_report(
+		node    TEXT PRIMARY KEY,
+		version INTEGER NOT NULL,
+		payload BLOB NOT NULL
+	) STRICT, WITHOUT ROWID;
+	CREATE INDEX policy_report_version ON policy_report(version);`,
 }
 
 // migrate brings the database to this program's version, one transaction per

@@ -35,6 +35,7 @@ type plan struct {
 	records  []Record         // to insert, in order
 	forget   map[string]bool  // nodes whose old marks may go
 	coverage map[string]int   // by node, which of records is its newest coverage
+	policies map[string]int   // and which the newest with a report of policies
 }
 
 // planned is a mark and what becomes of it.
@@ -47,7 +48,7 @@ type planned struct {
 
 func newPlan(db marks, now time.Time) *plan {
 	return &plan{db: db, now: now, marks: make(map[lane]*planned), orders: make(map[string]int64),
-		forget: make(map[string]bool), coverage: make(map[string]int)}
+		forget: make(map[string]bool), coverage: make(map[string]int), policies: make(map[string]int)}
 }
 
 // apply adds a Batch, Hello or Heard.
@@ -219,6 +220,9 @@ func (p *plan) add(r Record, res *Result) error {
 	case Coverage:
 		res.Items++
 		p.coverage[r.Node] = len(p.records)
+		if r.Policies != nil {
+			p.policies[r.Node] = len(p.records)
+		}
 	case Rejected:
 		res.Rejected++
 	case Loss:

@@ -146,6 +146,12 @@ var pgMigrations = []string{
 		received BIGINT NOT NULL
 	);`,
 	`ALTER TABLE node ADD COLUMN flags TEXT NOT NULL DEFAULT ''`,
+	`CREATE TABLE policy_report(
+		node    TEXT PRIMARY KEY,
+		version BIGINT NOT NULL,
+		payload BYTEA NOT NULL
+	);
+	CREATE INDEX policy_report_version ON policy_report(version)`,
 }
 
 func (p *Postgres) migrate(ctx context.Context) error {

@@ -100,6 +100,7 @@ type Record struct {
 	Kind   Kind
 
 	// Of an Alert, as its sender wrote them; copies for queries, Payload rules.
+	// Of an Amendment those of its alert; no Rule: its agent is older.
 	Severity  pb.Severity
 	Rule      string
 	EventTime time.Time // also of an Amendment, and the end of a Coverage; zero when unknown
@@ -112,6 +113,10 @@ type Record struct {
 
 	Payload []byte
 	CRC32C  uint32 // of Payload, Castagnoli
+
+	// Policies is the encoded PolicyReport in a Coverage, nil if it has none. It
+	// is not stored with the record: the newest of each node is, beside.
+	Policies []byte
 }
 
 // ID is the record's identity in every sink, the same however often it is
@@ -272,6 +277,10 @@ type Store interface {
 	// Nodes tells of all nodes heard of, by name.
 	Nodes(ctx context.Context) (map[string]NodeState, error)
 
+	// PolicyReports are the newest of each node, those that came after a
+	// version; 0: all.
+	PolicyReports(ctx context.Context, after int64) ([]PolicyReport, error)
+
 	// Size is what the records take on disk, and what free room the files have
 	// beside them, in bytes; estimated.
 	Size(ctx context.Context) (used, free int64, err error)
@@ -293,6 +302,13 @@ type NodeState struct {
 	Coverage []byte    // payload of its last Coverage, nil if there is none
 	Flags    string    // what Flagged said last
 	At       time.Time // when the collector received that
+}
+
+// A PolicyReport is what a node said last about its policies.
+type PolicyReport struct {
+	Node    string
+	Version int64  // set by the store, counts up
+	Payload []byte // an encoded pb.PolicyReport
 }
 
 // A mark is what is known of one epoch.

@@ -40,6 +40,7 @@ func Run(t *testing.T, open Opener) {
 		{"leases", testLeases},
 		{"the cursor of a time", testCursorAt},
 		{"nodes and their coverage", testNodeStates},
+		{"what nodes say of policies", testPolicyReports},
 		{"removing old records", testTrim},
 		{"text no database likes", testHostileText},
 		{"everything survives reopening", testReopen},
@@ -537,6 +538,51 @@ func testNodeStates(t *testing.T, open Opener) {
 	got, err := st.Nodes(t.Context())
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("nodes %v (-want +got):\n%s", err, d)
+	}
+}
+
+// What each node said last about its policies is kept, and told once.
+func testPolicyReports(t *testing.T, open Opener) {
+	st := openNew(t, open)
+	said := func(n uint64, text string) store.Record {
+		r := coverage(n, "coverage")
+		r.Policies = []byte(text)
+		return r
+	}
+	commit(t, st, batch("n", Epoch(1), said(1, "old"), said(2, "n's")), batch("m", Epoch(1), said(1, "m's")))
+	commit(t, st, batch("n", Epoch(1), coverage(3, "no word of policies")), batch("k", Epoch(1), Alert(1)))
+	reports := func(after int64) map[string]string {
+		t.Helper()
+		all, err := st.PolicyReports(t.Context(), after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, r := range all {
+			if r.Version <= after {
+				t.Errorf("version %d after %d", r.Version, after)
+			}
+			got[r.Node] = string(r.Payload)
+		}
+		return got
+	}
+	last := func() (v int64) {
+		all, err := st.PolicyReports(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[len(all)-1].Version
+	}
+	if d := cmp.Diff(map[string]string{"n": "n's", "m": "m's"}, reports(0)); d != "" {
+		t.Errorf("reports (-want +got):\n%s", d)
+	}
+	seen := last()
+	commit(t, st, batch("m", Epoch(1), said(1, "sent again, another"), said(2, "")))
+	if d := cmp.Diff(map[string]string{"m": ""}, reports(seen)); d != "" {
+		t.Errorf("news (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(map[string]string{}, reports(last())); d != "" {
+		t.Errorf("when nothing is new (-want +got):\n%s", d)
 	}
 }
 

@@ -3,15 +3,14 @@ package agent
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -178,30 +177,23 @@ func TestInContainer(t *testing.T) {
 
 // removeCgroups removes what runc leaves of the path above the container.
 func removeCgroups(t *testing.T) {
-	for range 50 {
-		name := fmt.Sprintf("procession-test-%d", os.Getpid())
-		left, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
-		if v2 := "/sys/fs/cgroup/" + name; err == nil && len(left) == 0 {
-			if _, gone := os.Stat(v2); gone != nil {
-				return
+	name := fmt.Sprintf("procession-test-%d", os.Getpid())
+	left, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, top := range append(left, "/sys/fs/cgroup/"+name) {
+		var dirs []string
+		filepath.WalkDir(top, func(p string, d os.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, p)
 			}
-			left = append(left, v2)
-		}
-		for _, top := range left {
-			var dirs []string
-			filepath.WalkDir(top, func(p string, d os.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					dirs = append(dirs, p)
-				}
-				return nil
-			})
-			for i := len(dirs) - 1; i >= 0; i-- {
-				err = errors.Join(err, os.Remove(dirs[i]))
+			return nil
+		})
+		for _, d := range slices.Backward(dirs) { // children first
+			if err := testenv.RemoveCgroup(d); err != nil {
+				t.Error(err)
 			}
 		}
-		if err == nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond) // a process of it is still ending
 	}
 }

@@ -105,20 +105,7 @@ func hierarchy(t *testing.T) string {
 // inCgroup starts a program in a new cgroup, and removes both at the end.
 func inCgroup(t *testing.T, root, path string, cmd *exec.Cmd) {
 	t.Helper()
-	dir := root
-	for _, seg := range strings.Split(path, "/") {
-		d := filepath.Join(dir, seg)
-		dir = d
-		if err := os.Mkdir(d, 0o755); err == nil {
-			t.Cleanup(func() {
-				if err := os.Remove(d); err != nil {
-					t.Error(err)
-				}
-			})
-		} else if !os.IsExist(err) {
-			testenv.Skip(t, err.Error())
-		}
-	}
+	dir := testenv.Cgroup(t, root, path)
 	cmd.Args = append([]string{"sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(dir, "cgroup.procs"), cmd.Path}, cmd.Args[1:]...)
 	cmd.Path = "/bin/sh"
 	cmd.Stderr = os.Stderr

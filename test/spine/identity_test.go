@@ -128,20 +128,7 @@ func container(t *testing.T, uid, id string) string {
 	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
 		root = "/sys/fs/cgroup"
 	}
-	dir := root
-	for _, seg := range []string{fmt.Sprintf("procession-spine-%d", os.Getpid()), "kubepods", "pod" + uid, id} {
-		d := filepath.Join(dir, seg)
-		dir = d
-		if err := os.Mkdir(d, 0o755); err == nil {
-			t.Cleanup(func() {
-				if err := os.Remove(d); err != nil {
-					t.Error(err)
-				}
-			})
-		} else if !os.IsExist(err) {
-			testenv.Skip(t, err.Error())
-		}
-	}
+	dir := testenv.Cgroup(t, root, fmt.Sprintf("procession-spine-%d/kubepods/pod%s/%s", os.Getpid(), uid, id))
 	return filepath.Join(dir, "cgroup.procs")
 }
 

@@ -4,7 +4,6 @@ package recorder
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,8 +14,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/testenv"
@@ -220,25 +217,7 @@ func newCgroup(t testing.TB, r *Recorder, levels ...string) string {
 	if dir == "" {
 		testenv.Skip(t, "the cgroup hierarchy is not mounted")
 	}
-	for _, level := range levels {
-		dir = filepath.Join(dir, level)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			testenv.Skip(t, "cannot make a cgroup: "+err.Error())
-		}
-		made := dir
-		t.Cleanup(func() {
-			// A process that has been waited for leaves its cgroup a moment later.
-			err := os.Remove(made)
-			for i := 0; i < 500 && errors.Is(err, unix.EBUSY); i++ {
-				time.Sleep(10 * time.Millisecond)
-				err = os.Remove(made)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	return dir
+	return testenv.Cgroup(t, dir, strings.Join(levels, "/"))
 }
 
 // procCgroup is the cgroup of a living process as /proc shows it.

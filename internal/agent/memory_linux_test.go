@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,8 +71,16 @@ func TestSettleMemory(t *testing.T) {
 		return kb
 	}
 	before := resident()
-	if err := settleMemory(); err != nil {
+	m, err := newSettler()
+	if err != nil {
 		t.Fatal(err)
+	}
+	defer m.close()
+	if err := m.look(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := m.read(); err != nil || is < 1<<20 || is > 1<<30 {
+		t.Errorf("resident memory is %d bytes, %v", is, err)
 	}
 	if after := resident(); before == 0 || after > before/2 {
 		t.Errorf("%d kB of the program are resident, %d before; want half or less", after, before)

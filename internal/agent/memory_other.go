@@ -2,5 +2,11 @@
 
 package agent
 
-// settleMemory has nothing to give back where agent run cannot run.
-func settleMemory() error { return nil }
+import "errors"
+
+// An ownMemory has nothing to give back where agent run cannot run.
+type ownMemory struct{ settler }
+
+func newSettler() (*ownMemory, error) { return nil, errors.ErrUnsupported }
+
+func (*ownMemory) close() {}

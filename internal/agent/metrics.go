@@ -136,13 +136,14 @@ var metrics = []metric{
 			put(float64(a.pods.Stats().Lists))
 		}
 	}),
-	counter("pods_wanted_total", "Pods and containers that a process was seen in before they were listed, by what became of it; the rest is still looked for.", []string{"result"},
+	counter("pods_wanted_total", "Pods and containers that a process was seen in before they were listed, by what became of it; the rest is still looked for. sandbox: a pod's own container, which nobody lists.", []string{"result"},
 		func(a *agent, put func(float64, ...string)) {
 			if a.pods != nil {
 				s := a.pods.Stats()
 				put(float64(s.Found), "found")
 				put(float64(s.GivenUp), "given_up")
 				put(float64(s.Refused), "refused")
+				put(float64(s.Withdrawn), "sandbox")
 			}
 		}),
 	counter("alerts_late_total", "Alerts that left before it was known where their process runs, by what became of it; the rest, alerts_late_waiting, still waits. expired, evicted: given up for want of time, or of room.", []string{"result"},

@@ -77,6 +77,8 @@ type Pods interface {
 	Find(uid, containerID string) (pod *event.Pod, c *event.Container, conflict bool)
 	// Want asks to look for a pod, or for a container of a pod that is known.
 	Want(uid, containerID string)
+	// Unwant takes back a Want of what no list will ever have.
+	Unwant(uid, containerID string)
 }
 
 // An Enricher finds workloads. Resolve and Event belong to one goroutine, that

@@ -171,8 +171,14 @@ func isVerb(s string) bool {
 }
 
 // sandbox gives p's cgroup a Workload that says it holds the pod's namespaces.
+// It was wanted since the runtime's first step in it; the kubelet lists no
+// sandbox, and looking for each pod's would cost a list or two a second until
+// that is given up.
 func (e *Enricher) sandbox(p *event.Process) {
 	w := *p.Workload
+	if e.pods != nil && !w.Sandbox && w.Container == nil {
+		e.pods.Unwant(w.PodUID, w.ContainerID)
+	}
 	w.Sandbox = true
 	if w.Reason == ReasonNoStatus {
 		w.Reason = ""

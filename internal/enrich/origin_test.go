@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,12 +205,15 @@ func TestSandboxIsNotWanted(t *testing.T) {
 	p := inside(runc("k8s.io", webID, "create"), webPod, ctrNS, 1, "/pause")
 	e.Event(&event.Event{Kind: event.Exec, Process: p})
 	wants := pods.wants
+	if want := []string{podUID + " " + webID}; wants != 1 || !slices.Equal(pods.unwanted, want) {
+		t.Errorf("%d wants, taken back %q, want %q once", wants, pods.unwanted, want)
+	}
 	for range 3 {
 		pods.generation++
 		e.Event(&event.Event{Kind: event.Exit, Process: p})
 	}
-	if w := p.Workload; !w.Sandbox || w.Reason != "" || w.Pod == nil || pods.wants != wants {
-		t.Errorf("%+v, %d wants after the first %d", w, pods.wants, wants)
+	if w := p.Workload; !w.Sandbox || w.Reason != "" || w.Pod == nil || pods.wants != wants || len(pods.unwanted) != 1 {
+		t.Errorf("%+v, %d wants after the first %d, taken back %q", w, pods.wants, wants, pods.unwanted)
 	}
 }
 

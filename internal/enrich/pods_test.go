@@ -15,6 +15,7 @@ type fakePods struct {
 	pods       map[string]*event.Pod
 	containers map[string]fakeRun
 	wants      int
+	unwanted   []string
 	last       string
 }
 
@@ -29,6 +30,8 @@ func (f *fakePods) Want(uid, id string) {
 	f.wants++
 	f.last = uid + " " + id
 }
+
+func (f *fakePods) Unwant(uid, id string) { f.unwanted = append(f.unwanted, uid+" "+id) }
 
 func (f *fakePods) Find(uid, id string) (*event.Pod, *event.Container, bool) {
 	r, ok := f.containers[id]

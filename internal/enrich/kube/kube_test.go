@@ -513,6 +513,53 @@ func TestWantIsGivenUp(t *testing.T) {
 	}
 }
 
+// A sandbox is wanted until it is known to be one, and not looked for after that.
+func TestUnwant(t *testing.T) {
+	p, err := New(Config{Kubelet: Server{URL: "https://127.0.0.1:1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Want(uid(1), id(8))
+	p.Want(uid(1), id(9))
+	p.Unwant(uid(1), id(9))
+	p.Unwant(uid(1), id(9))
+	p.Unwant(uid(2), id(2)) // nobody wanted it
+	if st := p.Stats(); st.Wanted != 2 || st.Withdrawn != 1 || len(p.wants) != 1 {
+		t.Errorf("%d wants left, %+v", len(p.wants), st)
+	}
+	p.settleLocked(time.Now().Add(patience + time.Second))
+	p.Unwant(uid(1), id(8)) // was given up, and counts as that
+	if st := p.Stats(); st.GivenUp != 1 || st.Withdrawn != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A list is one for all that are wanted: many that are looked for in vain cost
+// no more lists than one.
+func TestWantsShareLists(t *testing.T) {
+	lists := func(wants int) (n int) {
+		p, err := New(Config{Kubelet: Server{URL: "https://127.0.0.1:1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		for i := range wants {
+			p.Want(uid(1), id(i))
+			p.wants[want{uid(1), id(i)}].since = begin.Add(time.Duration(i) * 7 * time.Millisecond)
+		}
+		for now := begin; now.Before(begin.Add(patience)); n++ {
+			now = p.nextWant(now.Add(time.Hour))
+			p.settleLocked(now)
+		}
+		return n
+	}
+	if one, many := lists(1), lists(40); many > one+one/2 {
+		t.Errorf("%d lists in vain for 40 wants, %d for one", many, one)
+	} else {
+		t.Logf("%d lists in vain for 40 wants, %d for one", many, one)
+	}
+}
+
 func kept(t testing.TB, p *corev1.Pod) *Pod {
 	t.Helper()
 	b, err := json.Marshal(p)

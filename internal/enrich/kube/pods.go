@@ -25,8 +25,10 @@ type Config struct {
 	API  Server
 	Node string
 
-	// Interval is how often the kubelet's list is fetched when nobody asks, for
-	// new labels. Default 1 min, at least 1 s.
+	// Interval is how often the kubelet's list is fetched when nothing is wanted,
+	// for labels that changed and to forget pods that ended. Default 5 min, at
+	// least 1 s. Each time the kubelet writes out all its pods, and when it has
+	// forgotten the token asks the API server about it.
 	Interval time.Duration
 	// MaxPods bounds the pods that are kept; more are counted and left out.
 	// Default 2,048.
@@ -42,7 +44,7 @@ type Config struct {
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Interval == 0 {
-		c.Interval = time.Minute
+		c.Interval = 5 * time.Minute
 	}
 	if c.MaxPods == 0 {
 		c.MaxPods = 2048
@@ -66,7 +68,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Pods is what is known. Find, Generation, Want, Changed, Status and Stats may
+// Pods is what is known. Find, Generation, Want, Unwant, Changed, Status and Stats may
 // be called from any goroutine.
 type Pods struct {
 	cfg     Config
@@ -129,7 +131,9 @@ type Stats struct {
 	Found    uint64            // of these, then found
 	GivenUp  uint64            // of these, not found in time
 	Refused  uint64            // of these, not looked for: too many at once
-	Saves    uint64            // lists written to disk
+	// Withdrawn are those of Wanted that turned out to be sandboxes.
+	Withdrawn uint64
+	Saves     uint64 // lists written to disk
 }
 
 // Causes of failures. Each failure counts for one.

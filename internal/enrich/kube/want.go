@@ -64,6 +64,18 @@ func (p *Pods) Want(uid, containerID string) {
 	}
 }
 
+// Unwant takes back the Want of a container that no list will ever have. It
+// returns at once.
+func (p *Pods) Unwant(uid, containerID string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := want{uid, containerID}
+	if n := p.wants[w]; n != nil && !n.over {
+		p.stats.Withdrawn++
+		delete(p.wants, w)
+	}
+}
+
 func (l *list) satisfies(w want) bool {
 	if w.container == "" {
 		return l.pods[w.uid] != nil
@@ -92,8 +104,9 @@ func (p *Pods) settleLocked(now time.Time) {
 		case now.Sub(n.since) > limit:
 			n.over = true
 			p.stats.GivenUp++
-		case !now.Before(n.due):
-			// The longer it takes, the longer it may take still.
+		default:
+			// The longer it takes, the longer it may take still. This list was one for
+			// all that are wanted, whoever it was fetched for.
 			n.due = now.Add(min(max(shortestPause, now.Sub(n.since)/4), longestPause))
 		}
 	}

@@ -60,7 +60,7 @@ func replayCommand(args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		j.engine = policy.NewEngine(compiler, policy.Config{})
+		j.engine = policy.NewEngine(compiler, policy.Config{Budget: policy.Untimed()})
 		if err := source.NewDir(*policies, log).Load(compiler, func(u source.Update) { j.engine.Swap(u.Set) }); err != nil {
 			return fmt.Errorf("--policies: %w", err)
 		}

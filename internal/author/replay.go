@@ -121,7 +121,7 @@ func newSide(c *command, compiler *policy.Compiler, path string, build *alert.Bu
 		return nil, err
 	}
 	s := &side{build: build}
-	s.engine = policy.NewEngine(compiler, policy.Config{DryRun: s.found})
+	s.engine = policy.NewEngine(compiler, policy.Config{Budget: policy.Untimed(), DryRun: s.found})
 	return s, s.engine.Swap(set)
 }
 

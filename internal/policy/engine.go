@@ -30,7 +30,7 @@ type Config struct {
 	// counted. Nil: nobody is.
 	Log *slog.Logger
 
-	clock func() time.Duration // for tests; nil: the processor's
+	clock func() time.Duration // for tests; nil: the machine's
 }
 
 // An Engine evaluates rules. Evaluate, Reconsider, Tick and Flush are called

@@ -26,6 +26,9 @@ type scene struct {
 func newScene(t *testing.T, cfg Config, texts ...string) *scene {
 	s := &scene{t: t, c: mustCompiler(t)}
 	cfg.DryRun = s.emit
+	if cfg.clock == nil {
+		cfg.Budget.Time, cfg.Budget.All = Untimed().Time, Untimed().All
+	}
 	s.e = NewEngine(s.c, cfg)
 	if err := s.e.Swap(mustSet(t, s.c, texts...)); err != nil {
 		t.Fatal(err)

@@ -81,7 +81,7 @@ func TestSelectors(t *testing.T) {
 		{"nodeSelector: {matchLabels: {pool: a}}, podSelector: {}", unlisted, map[string]string{"pool": "a"}, "undecided"},
 	} {
 		c := mustCompiler(t)
-		e := NewEngine(c, Config{NodeLabels: tt.node})
+		e := NewEngine(c, Config{NodeLabels: tt.node, Budget: Untimed()})
 		if err := e.Swap(mustSet(t, c, withSpec("scope: {"+tt.scope+"}"))); err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +110,7 @@ func TestSelectors(t *testing.T) {
 // A rule that is not sure of its scope alerts when it says so, marked.
 func TestUndecidedScopeAlerts(t *testing.T) {
 	c := mustCompiler(t)
-	e := NewEngine(c, Config{})
+	e := NewEngine(c, Config{Budget: Untimed()})
 	text := strings.Replace(withRule("      condition: process.uid == 7\n      onUndecided: Alert\n"), "spec:\n", "spec:\n  scope: {podSelector: {}}\n", 1)
 	if err := e.Swap(mustSet(t, c, text)); err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestUndecidedScopeAlerts(t *testing.T) {
 // A scope is asked once for a workload, and what was resolved is bounded.
 func TestScopeIsResolvedOnce(t *testing.T) {
 	c := mustCompiler(t)
-	e := NewEngine(c, Config{})
+	e := NewEngine(c, Config{Budget: Untimed()})
 	if err := e.Swap(mustSet(t, c, withSpec("scope: {podSelector: {matchLabels: {app: web}}}"))); err != nil {
 		t.Fatal(err)
 	}

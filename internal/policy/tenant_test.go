@@ -77,7 +77,7 @@ func TestTenantSeesItsNamespaceOnly(t *testing.T) {
 		{"a place that is not known", &event.Workload{}, "undecided"},
 		{"nothing is known", nil, "undecided"},
 	} {
-		e := NewEngine(c, Config{Node: "n"})
+		e := NewEngine(c, Config{Node: "n", Budget: Untimed()})
 		if err := e.Swap(mustSet(t, c, tenant("shop", "      onUndecided: Alert\n"))); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestTenantSeesItsNamespaceOnly(t *testing.T) {
 // not their names, not their arguments, not their pids.
 func TestTenantAlertShowsItsPodOnly(t *testing.T) {
 	c := mustCompiler(t)
-	e := NewEngine(c, Config{Node: "n"})
+	e := NewEngine(c, Config{Node: "n", Budget: Untimed()})
 	set := mustSet(t, c, tenant("shop", "      messageExpression: \"parent.name + ' ' + grandparent.cmdline\"\n"),
 		strings.Replace(withRule("      condition: \"true\"\n"), "[Exec]", "[Exec, PtraceAttach]", 1),
 		strings.Replace(strings.Replace(tenant("shop", ""), "[Exec]", "[PtraceAttach]", 1), "{name: p,", "{name: traced,", 1))

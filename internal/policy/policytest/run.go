@@ -253,7 +253,7 @@ func (t *trial) judge() error {
 	if node.Labels == nil {
 		node.Labels = map[string]string{}
 	}
-	engine := policy.NewEngine(t.compiler, policy.Config{Node: node.Name, NodeLabels: node.Labels, DryRun: take})
+	engine := policy.NewEngine(t.compiler, policy.Config{Node: node.Name, NodeLabels: node.Labels, Budget: policy.Untimed(), DryRun: take})
 	if err := engine.Swap(t.set); err != nil {
 		return err
 	}

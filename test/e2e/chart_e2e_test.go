@@ -3,9 +3,7 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -311,6 +309,10 @@ func TestChart(t *testing.T) {
 		t.Run("agents given a network of their own", func(t *testing.T) {
 			upgrade(t, r, p, "--set", "agent.hostNetwork=false", "--set-string", "collector.podAnnotations.e2e=three")
 		})
+		t.Run("pods watched at the API server", func(t *testing.T) {
+			upgrade(t, r, p, "--set", "agent.pods.kubeletPort=0", "--set", "agent.pods.apiWatch=true", "--set-string", "collector.podAnnotations.e2e=four")
+			watchPods(t, p)
+		})
 	})
 	t.Logf("the webhook delivered %d records again", s.repeats)
 }
@@ -471,100 +473,4 @@ func notFollowed(t *testing.T, p *product, arg string) error {
 		}
 	}
 	return nil
-}
-
-const crowd = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: crowd, namespace: e2e-shop}
-spec:
-  replicas: 30
-  selector: {matchLabels: {app: crowd}}
-  template:
-    metadata: {labels: {app: crowd}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: main, image: "` + attackedImage + `", imagePullPolicy: Never, command: [sleep, "1000000"]}]
-`
-
-// measure publishes what an agent costs beside 30 pods that do nothing:
-// PROCESSION_E2E_MEASURE says for how long it looks (20s).
-func measure(t *testing.T, p *product) {
-	window := 20 * time.Second
-	if v := os.Getenv("PROCESSION_E2E_MEASURE"); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		window = d
-	}
-	c := p.c
-	c.Apply(t, crowd)
-	c.WaitReady(t, "e2e-shop", "app=crowd", 30)
-	agent := p.pod(t, p.agents)
-	pid, err := c.ContainerPID(t.Context(), agent, "agent")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const received = "procession_agent_events_received_total"
-	from, used, events := time.Now(), ticksUsed(t, pid), counter(t, p.metrics, received, "")
-	select {
-	case <-time.After(window): // what is measured is time
-	case <-t.Context().Done():
-		t.Fatal("interrupted")
-	}
-	took := time.Since(from)
-	events = counter(t, p.metrics, received, "") - events
-	cpu := 100 * float64(ticksUsed(t, pid)-used) / 100 / took.Seconds() // USER_HZ is 100
-	rss, _, _ := strings.Cut(procStatus(t, pid)["VmRSS"], " ")
-	kib, err := strconv.Atoi(rss)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := c.Requests(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	asked := map[string]int{}
-	n := 0
-	for _, q := range all {
-		if q.User == "system:serviceaccount:"+p.namespace+":procession-agent" {
-			asked[q.Verb+" "+q.Resource]++
-			n++
-		}
-	}
-	text, err := json.Marshal(asked)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The agent hears the whole machine: what else runs on it shows in the events.
-	t.Logf("agent beside 30 pods, over %v: resident %.1f MiB, %.2f %% of a core for %.1f events/s, %d requests to the API server: %s",
-		took.Round(time.Second), float64(kib)/1024, cpu, events/took.Seconds(), n, text)
-	// Twice what is promised: other tests may run on this machine.
-	if kib > 128<<10 {
-		t.Errorf("resident memory is %d KiB", kib)
-	}
-	// Watches are begun anew every five to ten minutes; anything that polls shows.
-	if most := 4 + 4*int(took/(5*time.Minute)+1); n > most {
-		t.Errorf("%d requests in %v, want at most %d: %s", n, took, most, text)
-	}
-}
-
-// ticksUsed is the processor time of a process, user and system, in 1/100 s.
-func ticksUsed(t *testing.T, pid int) int {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	sum := 0
-	for _, i := range []int{11, 12} {
-		n, err := strconv.Atoi(f[i])
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += n
-	}
-	return sum
 }

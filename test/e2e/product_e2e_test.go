@@ -28,17 +28,18 @@ import (
 
 // A record is a line of the collector's NDJSON: what the tests need of it.
 type record struct {
-	ID        string   `json:"id"`
-	Kind      string   `json:"kind"`
-	Alert     string   `json:"amends"` // of an amendment: the alert's id
-	Severity  string   `json:"severity"`
-	Rule      string   `json:"rule"`
-	Message   string   `json:"message"`
-	Node      string   `json:"node"`
-	Mode      string   `json:"mode"`
-	Lost      string   `json:"lost"`   // of a loss
-	Reason    string   `json:"reason"` // of a loss
-	Process   *process `json:"process"`
+	ID        string    `json:"id"`
+	Time      time.Time `json:"time"`
+	Kind      string    `json:"kind"`
+	Alert     string    `json:"amends"` // of an amendment: the alert's id
+	Severity  string    `json:"severity"`
+	Rule      string    `json:"rule"`
+	Message   string    `json:"message"`
+	Node      string    `json:"node"`
+	Mode      string    `json:"mode"`
+	Lost      string    `json:"lost"`   // of a loss
+	Reason    string    `json:"reason"` // of a loss
+	Process   *process  `json:"process"`
 	Container struct {
 		ID   string `json:"id"`
 		Name string `json:"name"`

@@ -172,7 +172,7 @@ func TestAgentKilled(t *testing.T) {
 	}()
 	p.act(500, 700)
 	<-killed
-	made, durable := p.inspect()
+	made, onDisk, durable := p.inspect()
 	p.startAgent()
 	p.act(700, 1000)
 	eventually(t, "the last alert is in the file", 60*time.Second, func() bool {
@@ -200,16 +200,16 @@ func TestAgentKilled(t *testing.T) {
 		}
 	}
 	lost := uint64(lostIn(t, losses))
-	if want := made - uint64(len(durable)); lost != want {
-		t.Errorf("the losses name %d alerts; %d were made and %d of them were on disk", lost, made, len(durable))
+	if want := made - onDisk; lost != want {
+		t.Errorf("the losses name %d records; %d were made and %d of them were on disk", lost, made, onDisk)
 	}
-	t.Logf("killed after %d alerts were made, %d on disk; %d named as lost; %d acts fell into the agent's absence",
-		made, len(durable), lost, 1000-len(got)-int(lost))
+	t.Logf("killed after %d records were made, %d on disk, %d of them alerts of acts; %d named as lost; %d acts fell into the agent's absence",
+		made, onDisk, len(durable), lost, 1000-len(got)-int(lost))
 }
 
-// inspect reads the dead agent's spool: how many alerts were made, and the
-// tags of those on disk.
-func (p *pair) inspect() (made uint64, durable []string) {
+// inspect reads the dead agent's spool: how many records were made, how many
+// are on disk, and the tags of those that are alerts.
+func (p *pair) inspect() (made, onDisk uint64, durable []string) {
 	p.t.Helper()
 	out, err := exec.Command(filepath.Join(p.dir, "bin", "agent"), "spool", "dump", "--format", "json", p.spool()).Output()
 	if err != nil {
@@ -219,13 +219,14 @@ func (p *pair) inspect() (made uint64, durable []string) {
 		var l struct {
 			Type    string   `json:"type"`
 			Made    uint64   `json:"made"`
+			Records uint64   `json:"records"`
 			Process procLine `json:"process"`
 		}
 		if err := json.Unmarshal([]byte(line), &l); err != nil {
 			p.t.Fatalf("agent spool dump: %v: %s", err, line)
 		}
 		if l.Type == "epoch" {
-			made += l.Made
+			made, onDisk = made+l.Made, onDisk+l.Records
 		}
 		for _, arg := range l.Process.Args {
 			if strings.HasPrefix(arg, "spine-tag-") {
@@ -233,7 +234,7 @@ func (p *pair) inspect() (made uint64, durable []string) {
 			}
 		}
 	}
-	return made, durable
+	return made, onDisk, durable
 }
 
 // lostIn is how many alerts the losses name.

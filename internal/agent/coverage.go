@@ -141,12 +141,16 @@ func (v *coverer) policiesChanged() {
 	}
 }
 
-// beat runs the agent to do nothing, and waits until it has.
+// beat runs the agent to do nothing, and waits until it has: up to its first
+// instruction or, where a process may not trace another, in full.
 func (v *coverer) beat(ctx context.Context) {
 	v.mu.Lock()
 	v.sent++
 	v.at = time.Now()
 	v.mu.Unlock()
+	if runAndStop(v.exe, heartbeatCommand, v.token) == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, v.every)
 	defer cancel()
 	if err := exec.CommandContext(ctx, v.exe, heartbeatCommand, v.token).Run(); err != nil && ctx.Err() == nil {

@@ -57,19 +57,27 @@ type late struct {
 // A lateItem is an alert (seq), or an event (ev).
 type lateItem struct {
 	seq   uint64
+	of    alertHead // of seq
 	ev    *event.Event
 	bytes int             // of ev
 	w     *event.Workload // as far as it is told
 	since uint64          // ns, CLOCK_MONOTONIC
 }
 
+// An alertHead is what decides who gets an alert, and so its amendments.
+type alertHead struct {
+	rule     string
+	severity pb.Severity
+	dryRun   bool
+}
+
 // alert notes an alert whose process runs in w.
-func (l *late) alert(seq uint64, w *event.Workload, now uint64) {
+func (l *late) alert(seq uint64, of alertHead, w *event.Workload, now uint64) {
 	if seq == 0 || w == nil || l.generation == nil || !enrich.Late(w) {
 		return
 	}
 	l.alerts.Add(1)
-	l.push(lateItem{seq: seq, w: w, since: now})
+	l.push(lateItem{seq: seq, of: of, w: w, since: now})
 }
 
 // event notes an event for which rules were undecided.
@@ -166,7 +174,9 @@ func (l *late) tell(it *lateItem, w *event.Workload) {
 
 func (l *late) amend(it *lateItem, gaveUp bool) {
 	l.amendments.Add(1)
-	l.send(&pb.Item{Item: &pb.Item_Amendment{Amendment: l.build.Amendment(it.seq, it.w, time.Now(), gaveUp)}})
+	m := l.build.Amendment(it.seq, it.w, time.Now(), gaveUp)
+	m.Rule, m.Severity, m.DryRun = it.of.rule, it.of.severity, it.of.dryRun
+	l.send(&pb.Item{Item: &pb.Item_Amendment{Amendment: m}})
 }
 
 func (l *late) finish(it lateItem) {

@@ -17,9 +17,12 @@ type lateWorld struct {
 	late
 	knows      map[*event.Workload]*event.Workload
 	generation uint64
+	heads      []alertHead
 	sent       []string // SEQ NAMESPACE/POD/CONTAINER REASON
 	judged     []string // what rules saw
 }
+
+var headSeven = alertHead{"k/n/p/r", pb.Severity_SEVERITY_HIGH, true}
 
 func newLateWorld() *lateWorld {
 	w := &lateWorld{knows: map[*event.Workload]*event.Workload{}}
@@ -34,6 +37,7 @@ func newLateWorld() *lateWorld {
 		build:      &alert.Builder{},
 		send: func(it *pb.Item) {
 			a := it.GetAmendment()
+			w.heads = append(w.heads, alertHead{a.Rule, a.Severity, a.DryRun})
 			w.sent = append(w.sent, fmt.Sprintf("%d %s/%s/%s %s", a.Seq, a.Pod.GetNamespace(), a.Pod.GetName(), a.Container.GetName(), a.PlaceReason))
 		},
 		reconsider: func(ev *event.Event, before *event.Workload) {
@@ -78,6 +82,11 @@ func (w *lateWorld) check(t *testing.T) {
 	if w.waiting.Load() != int64(len(w.list)) {
 		t.Errorf("%d wait, counted as %d", len(w.list), w.waiting.Load())
 	}
+	for _, h := range w.heads {
+		if h != headSeven {
+			t.Errorf("an amendment says of its alert %+v, want %+v", h, headSeven)
+		}
+	}
 	if uint64(len(w.sent)) != w.amendments.Load() {
 		t.Errorf("%d amendments, counted as %d", len(w.sent), w.amendments.Load())
 	}
@@ -89,9 +98,9 @@ func TestAmendmentsFollowKnowledge(t *testing.T) {
 	w := newLateWorld()
 	s := steps(w)
 	const sec = uint64(time.Second)
-	w.alert(7, s[0], sec)
-	w.alert(0, s[0], sec)                                    // was not spooled: nobody has it
-	w.alert(8, &event.Workload{Place: event.PlaceHost}, sec) // nothing is missing
+	w.alert(7, headSeven, s[0], sec)
+	w.alert(0, headSeven, s[0], sec)                                    // was not spooled: nobody has it
+	w.alert(8, headSeven, &event.Workload{Place: event.PlaceHost}, sec) // nothing is missing
 	w.event(&event.Event{Kind: event.Exec, Process: &event.Process{Workload: s[0]}}, sec)
 	w.look(2 * sec)
 	w.generation++ // something else became known
@@ -122,7 +131,7 @@ func TestAmendmentsFollowKnowledge(t *testing.T) {
 func TestLateIsGivenUp(t *testing.T) {
 	w := newLateWorld()
 	s := steps(w)
-	w.alert(7, s[0], 1000)
+	w.alert(7, headSeven, s[0], 1000)
 	w.event(&event.Event{Process: &event.Process{Workload: s[0]}}, 1000)
 	w.look(1000 + uint64(latePatience))
 	if len(w.sent) != 0 {
@@ -133,7 +142,7 @@ func TestLateIsGivenUp(t *testing.T) {
 	if got := joined(w.sent...); got != "7 // gave-up pod-not-listed" || w.expired.Load() != 1 || w.dropped.Load() != 1 {
 		t.Errorf("%q, %d expired, %d dropped", got, w.expired.Load(), w.dropped.Load())
 	}
-	w.alert(8, s[0], 1000)
+	w.alert(8, headSeven, s[0], 1000)
 	w.end()
 	w.check(t)
 	if w.sent[1] != "8 // gave-up pod-not-listed" {
@@ -148,7 +157,7 @@ func TestLateIsBounded(t *testing.T) {
 	s := steps(w)
 	big := strings.Repeat("x", 128<<10)
 	for i := range uint64(3 * maxLate) {
-		w.alert(i+1, s[0], i)
+		w.alert(i+1, headSeven, s[0], i)
 		w.event(&event.Event{Process: &event.Process{Workload: s[0], Cmdline: big}}, i)
 		if len(w.list) > maxLate || w.kept > maxKept {
 			t.Fatalf("%d wait, with %d bytes of events", len(w.list), w.kept)
@@ -178,7 +187,7 @@ func TestLateAlertIsLateItself(t *testing.T) {
 	s := steps(w)
 	w.reconsider = func(ev *event.Event, _ *event.Workload) {
 		if ev.Process.Workload == s[1] {
-			w.alert(99, ev.Process.Workload, 5)
+			w.alert(99, headSeven, ev.Process.Workload, 5)
 		}
 	}
 	w.event(&event.Event{Process: &event.Process{Workload: s[0]}}, 5)

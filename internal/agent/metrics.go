@@ -202,6 +202,11 @@ var metrics = []metric{
 				put(float64(s.SummaryLimited), s.Rule.ID, "summary_limited")
 			}
 		}),
+	counter("dry_run_alerts_total", "What became of the alerts of rules in dry run. sent: to the collector, marked. over_limit: beyond ten a minute of one rule, and only counted.", []string{"what"},
+		func(a *agent, put func(float64, ...string)) {
+			put(float64(a.dry.sent.Load()), "sent")
+			put(float64(a.dry.over.Load()), "over_limit")
+		}),
 	counter("rule_counts_forgotten_total", "Matches towards a threshold that were forgotten for lack of room: somebody makes very many different ones.", []string{"rule"},
 		func(a *agent, put func(float64, ...string)) {
 			for _, s := range a.engine.Stats() {

@@ -161,6 +161,7 @@ type agent struct {
 	pods   *kube.Pods // nil: nobody knows any
 	users  *enrich.Users
 	late   late
+	dry    rehearsals
 	build  alert.Builder
 	spool  *spool.Spool
 	sender *forward.Forwarder
@@ -233,7 +234,7 @@ func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	if err != nil {
 		return err
 	}
-	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, NodeLabels: a.flags.nodeLabels, Budget: a.flags.budget, Log: a.log})
+	a.engine = policy.NewEngine(compiler, policy.Config{Node: a.flags.node, NodeLabels: a.flags.nodeLabels, Budget: a.flags.budget, Log: a.log, DryRun: a.rehearsed})
 	if a.cover, err = newCoverer(a, compiler); err != nil {
 		return fmt.Errorf("the agent's own rule: %w", err)
 	}
@@ -332,8 +333,9 @@ func (a *agent) alert(m *policy.Match) {
 	if p.Workload != nil { // the event may be a copy of some time ago
 		p.Workload = a.pipe.who.Complete(p.Workload)
 	}
-	m.Seq = a.send(a.build.Alert(m.Event, m))
-	a.late.alert(m.Seq, p.Workload, a.pipe.now.Mono)
+	al := a.build.Alert(m.Event, m)
+	m.Seq = a.send(al)
+	a.late.alert(m.Seq, alertHead{al.Rule, al.Severity, al.DryRun}, p.Workload, a.pipe.now.Mono)
 }
 
 // send puts an alert into the spool and returns its number there, 0 when it

@@ -33,6 +33,7 @@ func (b *Builder) Alert(ev *event.Event, m *policy.Match) *pb.Alert {
 		PolicyDigest:     r.Digest,
 		Undecided:        m.Undecided,
 		Late:             m.Late,
+		DryRun:           m.DryRun,
 		Aggregated:       aggregated(m.Aggregated),
 	}
 	for _, t := range r.Mitre() {

@@ -25,11 +25,12 @@ type SinkConfig struct {
 
 	Webhook *WebhookConfig `json:"webhook"`
 
-	// What is delivered; nothing set is everything but coverage.
+	// What is delivered; nothing set is everything but coverage and dry runs.
 	Kinds       []string `json:"kinds"`
 	MinSeverity string   `json:"minSeverity"`
 	Rules       []string `json:"rules"`
 	Namespaces  []string `json:"namespaces"`
+	DryRun      bool     `json:"dryRun"`
 
 	// From is where a new sink begins: oldest (the default) or now.
 	From string `json:"from"`
@@ -139,7 +140,7 @@ func (s *SinkConfig) check() error {
 		}
 		s.filter.MinSeverity = pb.Severity(n)
 	}
-	s.filter.Rules, s.filter.Namespaces = s.Rules, s.Namespaces
+	s.filter.Rules, s.filter.Namespaces, s.filter.DryRun = s.Rules, s.Namespaces, s.DryRun
 	return s.filter.Check()
 }
 

@@ -25,6 +25,7 @@ sinks:
   minSeverity: high
   rules: ["*/*/shells/*"]
   namespaces: [shop, "team-*"]
+  dryRun: true
   from: now
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -37,7 +38,7 @@ sinks:
 	if len(got) != 2 || got[0].Name != "siem" || got[1].From != "now" || got[1].Webhook.Format != "slack" {
 		t.Errorf("read %+v", got)
 	}
-	want := sink.Filter{Kinds: []store.Kind{store.Alert, store.Loss}, MinSeverity: pb.Severity_SEVERITY_HIGH,
+	want := sink.Filter{Kinds: []store.Kind{store.Alert, store.Loss}, MinSeverity: pb.Severity_SEVERITY_HIGH, DryRun: true,
 		Rules: []string{"*/*/shells/*"}, Namespaces: []string{"shop", "team-*"}}
 	if d := cmp.Diff(want, got[1].filter); d != "" {
 		t.Errorf("filter (-want +got):\n%s", d)

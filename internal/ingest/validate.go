@@ -171,7 +171,7 @@ func checkRecord(r *pb.Record) store.Record {
 		if a.GetEvent() == nil {
 			return reject(keepRejectedBytes, "payload: an alert without its event")
 		}
-		out.Kind = store.Alert
+		out.Kind = kindOf(store.Alert, a.GetDryRun())
 		out.Severity, out.Rule, out.EventTime = a.GetSeverity(), cut(a.GetRule(), maxDetailBytes), storable(a.GetEvent().GetTime())
 	case *pb.Item_Amendment:
 		m := it.GetAmendment()
@@ -181,7 +181,8 @@ func checkRecord(r *pb.Record) store.Record {
 		if m.GetSeq() == 0 {
 			return reject(keepRejectedBytes, "payload: amendment.seq: 0; numbers begin at 1")
 		}
-		out.Kind, out.EventTime = store.Amendment, storable(m.GetTime())
+		out.Kind, out.EventTime = kindOf(store.Amendment, m.GetDryRun()), storable(m.GetTime())
+		out.Severity, out.Rule = m.GetSeverity(), cut(m.GetRule(), maxDetailBytes)
 	case *pb.Item_Coverage:
 		out.Kind, out.EventTime = store.Coverage, storable(it.GetCoverage().GetTo())
 		if p := it.GetCoverage().GetPolicies(); p != nil {
@@ -199,6 +200,14 @@ func checkRecord(r *pb.Record) store.Record {
 		return reject(MaxRecordBytes, "payload: an item of a kind this collector does not know")
 	}
 	return out
+}
+
+// kindOf keeps what is in dry run apart.
+func kindOf(k store.Kind, dryRun bool) store.Kind {
+	if dryRun {
+		return store.DryRun
+	}
+	return k
 }
 
 // storable is a time that fits the store's column, or zero.

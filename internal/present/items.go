@@ -51,6 +51,12 @@ func AppendAmendmentJSON(dst []byte, id Identity, m *pb.Amendment) []byte {
 	dst = append(dst, '"')
 	dst = appendStr(dst, "cluster", id.Cluster)
 	dst = appendStr(dst, "node", id.Node)
+	if m.GetRule() != "" {
+		severity, _ := severityName(m.GetSeverity())
+		dst = appendStr(dst, "severity", severity)
+	}
+	dst = appendStr(dst, "rule", m.GetRule())
+	dst = appendTrue(dst, "dryRun", m.GetDryRun())
 	dst = appendStr(dst, "place", m.GetPlace())
 	dst = appendStr(dst, "placeReason", m.GetPlaceReason())
 	dst = appendContainer(dst, m.GetContainer())

@@ -40,6 +40,7 @@ func AppendAlertJSON(dst []byte, id Identity, a *pb.Alert) []byte {
 	dst = appendStr(dst, "message", a.GetMessage())
 	dst = appendTrue(dst, "undecided", a.GetUndecided())
 	dst = appendTrue(dst, "late", a.GetLate())
+	dst = appendTrue(dst, "dryRun", a.GetDryRun())
 	dst = appendAggregated(dst, id, a.GetAggregated())
 	dst = appendStr(dst, "cluster", id.Cluster)
 	dst = appendStr(dst, "node", id.Node)

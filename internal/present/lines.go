@@ -156,6 +156,9 @@ func (s Style) appendAlertTail(dst []byte, id Identity, a *pb.Alert) []byte {
 	if a.GetUndecided() {
 		dst = append(dst, " undecided"...)
 	}
+	if a.GetDryRun() {
+		dst = append(dst, " dry-run"...)
+	}
 	if ev.GetChange() != nil || ev.GetExit() != nil || ev.GetTarget() != nil {
 		dst = append(dst, ' ')
 		dst = appendStatus(dst, ev)

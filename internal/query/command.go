@@ -223,13 +223,14 @@ func (c *command) alerts(args []string, connect func([]string) error) error {
 	rule := c.fs.String("rule", "", "pattern of kind/namespace/policy/rule")
 	namespace := c.fs.String("namespace", "", "pattern of the pod's namespace")
 	node := c.fs.String("node", "", "only of this node")
+	dryRun := c.fs.Bool("dry-run", false, "those of rules in dry run as well; they are marked")
 	if err := connect(args); err != nil {
 		return err
 	}
 	if *format != "text" && *format != "json" {
 		return usagef("--format: %q, want text or json", *format)
 	}
-	req := &pb.RecordsRequest{Follow: *follow, Node: *node}
+	req := &pb.RecordsRequest{Follow: *follow, Node: *node, DryRun: *dryRun}
 	if *since != "" {
 		t, err := when(*since, time.Now())
 		if err != nil {

@@ -158,6 +158,52 @@ func TestFilterNamespaces(t *testing.T) {
 	}
 }
 
+// An amendment goes where its alert goes, and what is in dry run to who asks.
+func TestFilterAmendmentsAndDryRuns(t *testing.T) {
+	high, low := pb.Severity_SEVERITY_HIGH, pb.Severity_SEVERITY_LOW
+	rec := func(kind store.Kind, it *pb.Item, rule string, s pb.Severity) store.Record {
+		b, err := proto.Marshal(it)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store.Record{Kind: kind, Rule: rule, Severity: s, Payload: b}
+	}
+	pair := func(kind ...store.Kind) func(rule string, s pb.Severity) [2]store.Record {
+		return func(rule string, s pb.Severity) [2]store.Record {
+			pod := &pb.Pod{Namespace: "shop"}
+			return [2]store.Record{
+				rec(kind[0], &pb.Item{Item: &pb.Item_Alert{Alert: &pb.Alert{Event: &pb.Event{Pod: pod}}}}, rule, s),
+				rec(kind[1], &pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 1, Pod: pod}}}, rule, s),
+			}
+		}
+	}
+	real, dry := pair(store.Alert, store.Amendment), pair(store.DryRun, store.DryRun)
+	both, none := [2]bool{true, true}, [2]bool{}
+	for name, tt := range map[string]struct {
+		f    sink.Filter
+		r    [2]store.Record
+		want [2]bool
+	}{
+		"everything":             {sink.Filter{}, real("a/b/c/d", low), both},
+		"severity":               {sink.Filter{MinSeverity: high}, real("a/b/c/d", high), both},
+		"too little":             {sink.Filter{MinSeverity: high}, real("a/b/c/d", low), none},
+		"rule":                   {sink.Filter{Rules: []string{"a/*/c/*"}}, real("a/b/c/d", low), both},
+		"another rule":           {sink.Filter{Rules: []string{"a/*/x/*"}}, real("a/b/c/d", low), none},
+		"of an older agent":      {sink.Filter{MinSeverity: low, Rules: []string{"a/*/c/*"}}, real("", 0), [2]bool{false, true}},
+		"dry run, not asked for": {sink.Filter{}, dry("a/b/c/d", high), none},
+		"dry run":                {sink.Filter{DryRun: true}, dry("a/b/c/d", high), both},
+		"dry run, too little":    {sink.Filter{DryRun: true, MinSeverity: high}, dry("a/b/c/d", low), none},
+		"dry run, alerts only":   {sink.Filter{DryRun: true, Kinds: []store.Kind{store.Alert}}, dry("a/b/c/d", high), [2]bool{true, false}},
+		"dry run, losses only":   {sink.Filter{DryRun: true, Kinds: []store.Kind{store.Loss}}, dry("a/b/c/d", high), none},
+		"dry run in a namespace": {sink.Filter{DryRun: true, Namespaces: []string{"shop"}}, dry("a/b/c/d", high), both},
+		"dry run in another":     {sink.Filter{DryRun: true, Namespaces: []string{"x"}}, dry("a/b/c/d", high), none},
+	} {
+		if got := [2]bool{tt.f.Match(&tt.r[0]), tt.f.Match(&tt.r[1])}; got != tt.want {
+			t.Errorf("%s: alert, amendment: %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
 // A sink that is sent back while it is idle, or while it fails, delivers from
 // there, with the same ids, and forgets nothing of what follows.
 func TestRunnerReplay(t *testing.T) {

@@ -86,7 +86,7 @@ func identity(cluster string, r *store.Record) present.Identity {
 // content is the item or the loss of a record, or why it is neither.
 func content(r *store.Record) (it *pb.Item, l *pb.Loss, reason string) {
 	switch r.Kind {
-	case store.Alert, store.Amendment, store.Coverage:
+	case store.Alert, store.Amendment, store.Coverage, store.DryRun:
 		it = new(pb.Item)
 		if err := proto.Unmarshal(r.Payload, it); err != nil || it.GetItem() == nil { // was readable when it was stored
 			return nil, nil, fmt.Sprintf("cannot be read any more: %v", err)

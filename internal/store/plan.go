@@ -215,7 +215,7 @@ func (p *plan) endEpoch(l lane, m *planned, held uint64, res *Result) error {
 
 func (p *plan) add(r Record, res *Result) error {
 	switch r.Kind {
-	case Alert, Amendment:
+	case Alert, Amendment, DryRun:
 		res.Items++
 	case Coverage:
 		res.Items++

@@ -60,6 +60,7 @@ const (
 	Damaged   Kind = 4 // was stored whole, and the disk gave back something else; never stored
 	Amendment Kind = 5 // Payload is an encoded Item with an Amendment
 	Coverage  Kind = 6 // Payload is an encoded Item with a Coverage
+	DryRun    Kind = 7 // as Alert or Amendment, of a rule in dry run: for those who ask
 )
 
 func (k Kind) String() string {
@@ -76,11 +77,14 @@ func (k Kind) String() string {
 		return "amendment"
 	case Coverage:
 		return "coverage"
+	case DryRun:
+		return "dry-run"
 	}
 	return "Kind(" + strconv.Itoa(int(k)) + ")"
 }
 
-// ParseKind is the kind whose String is s.
+// ParseKind is the kind whose String is s. DryRun is not one to ask for by
+// itself: it comes on top of others.
 func ParseKind(s string) (Kind, bool) {
 	for k := Alert; k <= Coverage; k++ {
 		if k.String() == s {

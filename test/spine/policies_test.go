@@ -113,6 +113,13 @@ func TestHeldBackAndTenants(t *testing.T) {
 	if len(thrice) != 1 || thrice[0].Aggregated == nil || thrice[0].Aggregated.Count != 3 || thrice[0].Aggregated.Why != "threshold" {
 		t.Errorf("threshold: %+v", thrice)
 	}
+	if got := p.ask("alerts", "--format", "json", "--last", "1000"); strings.Contains(got, "dryRun") || strings.Contains(got, "DetectionPolicy/other/") {
+		t.Errorf("a dry run is told to who did not ask:\n%s", got)
+	}
+	dry := p.ask("alerts", "--format", "json", "--last", "1000", "--dry-run", "--rule", "DetectionPolicy/other/*/*")
+	if strings.Count(dry, "\n") != 1 || !strings.Contains(dry, `"dryRun":true`) || !strings.Contains(dry, "spine-tag-5") {
+		t.Errorf("the dry run, for who asks:\n%s", dry)
+	}
 	for _, l := range decodeLines[heldLine](t, p.alerts) {
 		if strings.HasPrefix(l.Rule, "DetectionPolicy/other/") {
 			t.Errorf("a dry run raised %+v", l)

@@ -27,7 +27,7 @@ type alertKey struct {
 
 // note keeps r if it is an amendment.
 func (a amendments) note(r *store.Record) {
-	if r.Kind != store.Amendment || len(a) >= maxAmendments {
+	if r.Kind != store.Amendment && r.Kind != store.DryRun || len(a) >= maxAmendments {
 		return
 	}
 	var it pb.Item
@@ -42,7 +42,7 @@ func (a amendments) note(r *store.Record) {
 
 // apply puts what is known of an alert into it.
 func (a amendments) apply(r *store.Record) {
-	if r.Kind != store.Alert {
+	if r.Kind != store.Alert && r.Kind != store.DryRun {
 		return
 	}
 	known := a[alertKey{r.Node, r.Epoch, r.Seq}]

@@ -87,7 +87,7 @@ const pageRecords = 256
 
 // Records implements QueryService.
 func (s *Server) Records(req *pb.RecordsRequest, out grpc.ServerStreamingServer[pb.RecordsResponse]) error {
-	f := sink.Filter{MinSeverity: req.GetMinSeverity(), Rules: req.GetRules(), Namespaces: req.GetNamespaces()}
+	f := sink.Filter{DryRun: req.GetDryRun(), MinSeverity: req.GetMinSeverity(), Rules: req.GetRules(), Namespaces: req.GetNamespaces()}
 	for _, k := range req.GetKinds() {
 		kind, ok := store.ParseKind(k)
 		if !ok {
@@ -106,7 +106,7 @@ func (s *Server) Records(req *pb.RecordsRequest, out grpc.ServerStreamingServer[
 		if merge {
 			known.apply(r)
 		}
-		return !(merge && r.Kind == store.Amendment) && f.Match(r) && (req.GetNode() == "" || r.Node == req.GetNode())
+		return !(merge && sink.Within(r) == store.Amendment) && f.Match(r) && (req.GetNode() == "" || r.Node == req.GetNode())
 	}
 	ctx := out.Context()
 	after, err := s.begin(ctx, req)

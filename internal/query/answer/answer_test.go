@@ -93,6 +93,9 @@ func (w *world) add(items ...*pb.Item) {
 		case it.GetAmendment() != nil:
 			r.Kind = store.Amendment
 		}
+		if it.GetAlert().GetDryRun() || it.GetAmendment().GetDryRun() {
+			r.Kind = store.DryRun
+		}
 		b.Records = append(b.Records, r)
 		w.next++
 	}
@@ -288,5 +291,29 @@ func TestAlertsAreAmended(t *testing.T) {
 	}
 	if out := w.must("alerts --format json --last 1000"); strings.Count(out, "\n") != 2*pageRecords+1 || strings.Contains(out, "Amendment") {
 		t.Errorf("%d lines", strings.Count(out, "\n"))
+	}
+}
+
+// What rules in dry run raise is told to those who ask, marked, and amended.
+func TestDryRuns(t *testing.T) {
+	w := newWorld(t)
+	w.add(alert("loud", pb.Severity_SEVERITY_HIGH))
+	dry := alert("tried", pb.Severity_SEVERITY_HIGH)
+	dry.GetAlert().DryRun = true
+	w.add(dry)
+	w.add(&pb.Item{Item: &pb.Item_Amendment{Amendment: &pb.Amendment{Seq: 2, DryRun: true, Pod: &pb.Pod{Uid: "u", Namespace: "shop", Name: "web"}}}})
+	for _, args := range []string{"alerts --format json", "alerts --format json --since 1h", "alerts --format json --kinds amendment", "alerts"} {
+		if out := w.must(args); strings.Contains(out, "tried") || strings.Contains(out, "dry") || strings.Contains(out, "Amendment") {
+			t.Errorf("%s: nobody asked for a dry run:\n%s", args, out)
+		}
+	}
+	for _, args := range []string{"alerts --format json --dry-run", "alerts --format json --dry-run --since 1h"} {
+		out := w.must(args)
+		if strings.Count(out, "\n") != 2 || strings.Count(out, `"dryRun":true`) != 1 || !strings.Contains(out, `"namespace":"shop"`) {
+			t.Errorf("%s: want both alerts, the one marked and amended:\n%s", args, out)
+		}
+	}
+	if out := w.must("alerts --dry-run"); strings.Count(out, " dry-run") != 1 {
+		t.Errorf("lines:\n%s", out)
 	}
 }

@@ -63,13 +63,14 @@ type subject struct {
 	namespace string
 	pod       string
 	container string
+	dryRun    bool // of a rule that is only tried out
 }
 
 func subjectOf(cluster string, r *store.Record) subject {
 	line := sink.AppendLine(nil, present.Style{Layout: time.RFC3339}, cluster, r)
 	s := subject{time: r.Received, line: string(line), severity: pb.Severity_SEVERITY_MEDIUM}
 	var it pb.Item
-	if r.Kind == store.Alert || r.Kind == store.Amendment || r.Kind == store.Coverage {
+	if r.Kind == store.Alert || r.Kind == store.Amendment || r.Kind == store.Coverage || r.Kind == store.DryRun {
 		if proto.Unmarshal(r.Payload, &it) != nil {
 			it.Reset()
 		}
@@ -79,7 +80,7 @@ func subjectOf(cluster string, r *store.Record) subject {
 	}
 	switch {
 	case it.GetAlert() != nil:
-		s.alert, s.severity = it.GetAlert(), it.GetAlert().GetSeverity()
+		s.alert, s.severity, s.dryRun = it.GetAlert(), it.GetAlert().GetSeverity(), it.GetAlert().GetDryRun()
 		s.rule = shown(s.alert.GetRule())
 		if i := strings.LastIndexByte(s.rule, '/'); i >= 0 {
 			s.rule = s.rule[i+1:]
@@ -145,6 +146,9 @@ func falco(cluster string, r *store.Record) falcoAlert {
 	}
 	put("alert.rule", shown(a.GetRule()))
 	put("alert.message", shown(a.GetMessage()))
+	if s.dryRun {
+		put("alert.dry_run", "true")
+	}
 	put("evt.type", shown(ev.GetKind()))
 	put("k8s.pod.uid", shown(ev.GetPod().GetUid()))
 	put("container.id", shown(ev.GetContainer().GetId()))
@@ -255,6 +259,9 @@ func slack(cluster string, r *store.Record) slackMessage {
 	if t := s.alert.GetTitle(); t != "" {
 		title = shown(t)
 	}
+	if s.dryRun {
+		title = "dry run: " + title
+	}
 	where := s.namespace + "/" + s.pod
 	if s.pod == "" {
 		where = "node " + r.Node
@@ -294,6 +301,9 @@ func alertmanager(cluster string, r *store.Record) amAlert {
 		if v != "" {
 			labels[k] = v
 		}
+	}
+	if s.dryRun {
+		labels["dry_run"] = "true"
 	}
 	out := amAlert{Labels: labels, Annotations: map[string]string{"description": cut(s.line, 16<<10), "seq": strconv.FormatUint(r.Seq, 10)}, StartsAt: s.time.UTC()}
 	if s.alert != nil {

@@ -1210,7 +1210,9 @@ type Alert struct {
 	Aggregated *Aggregated `protobuf:"bytes,12,opt,name=aggregated,proto3" json:"aggregated,omitempty"`
 	// The rule was undecided when it happened, because it was not known where the
 	// process runs, and was decided when it was.
-	Late          bool `protobuf:"varint,13,opt,name=late,proto3" json:"late,omitempty"`
+	Late bool `protobuf:"varint,13,opt,name=late,proto3" json:"late,omitempty"`
+	// The rule is in dry run: for sinks that ask for such alerts, and nobody else.
+	DryRun        bool `protobuf:"varint,14,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1332,6 +1334,13 @@ func (x *Alert) GetAggregated() *Aggregated {
 func (x *Alert) GetLate() bool {
 	if x != nil {
 		return x.Late
+	}
+	return false
+}
+
+func (x *Alert) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
 	}
 	return false
 }
@@ -1776,7 +1785,12 @@ type Amendment struct {
 	Place     string     `protobuf:"bytes,6,opt,name=place,proto3" json:"place,omitempty"`
 	// Why something is still unknown; empty: nothing is. With "gave-up" in
 	// front when nobody looks any longer.
-	PlaceReason   string `protobuf:"bytes,7,opt,name=place_reason,json=placeReason,proto3" json:"place_reason,omitempty"`
+	PlaceReason string `protobuf:"bytes,7,opt,name=place_reason,json=placeReason,proto3" json:"place_reason,omitempty"`
+	// Of the alert, as it has them: who gets the one gets the other. Absent: the
+	// agent is older.
+	Rule          string   `protobuf:"bytes,8,opt,name=rule,proto3" json:"rule,omitempty"`
+	Severity      Severity `protobuf:"varint,9,opt,name=severity,proto3,enum=procession.v1.Severity" json:"severity,omitempty"`
+	DryRun        bool     `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1858,6 +1872,27 @@ func (x *Amendment) GetPlaceReason() string {
 		return x.PlaceReason
 	}
 	return ""
+}
+
+func (x *Amendment) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Amendment) GetSeverity() Severity {
+	if x != nil {
+		return x.Severity
+	}
+	return Severity_SEVERITY_UNSPECIFIED
+}
+
+func (x *Amendment) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 // Coverage says what a node saw, and what it did not, in a window of time:
@@ -2688,7 +2723,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x03\n" +
 	"\x05Alert\x12*\n" +
 	"\x05event\x18\x01 \x01(\v2\x14.procession.v1.EventR\x05event\x123\n" +
 	"\bseverity\x18\x02 \x01(\x0e2\x17.procession.v1.SeverityR\bseverity\x12\x12\n" +
@@ -2705,7 +2740,8 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\n" +
 	"aggregated\x18\f \x01(\v2\x19.procession.v1.AggregatedR\n" +
 	"aggregated\x12\x12\n" +
-	"\x04late\x18\r \x01(\bR\x04late\"\xe4\x01\n" +
+	"\x04late\x18\r \x01(\bR\x04late\x12\x17\n" +
+	"\adry_run\x18\x0e \x01(\bR\x06dryRun\"\xe4\x01\n" +
 	"\n" +
 	"Aggregated\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1b\n" +
@@ -2736,7 +2772,7 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\x05alert\x18\x01 \x01(\v2\x14.procession.v1.AlertH\x00R\x05alert\x128\n" +
 	"\tamendment\x18\x02 \x01(\v2\x18.procession.v1.AmendmentH\x00R\tamendment\x125\n" +
 	"\bcoverage\x18\x03 \x01(\v2\x17.procession.v1.CoverageH\x00R\bcoverageB\x06\n" +
-	"\x04item\"\xfa\x01\n" +
+	"\x04item\"\xdc\x02\n" +
 	"\tAmendment\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\fR\x05epoch\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
@@ -2744,7 +2780,11 @@ const file_procession_v1_alert_proto_rawDesc = "" +
 	"\tcontainer\x18\x04 \x01(\v2\x18.procession.v1.ContainerR\tcontainer\x12$\n" +
 	"\x03pod\x18\x05 \x01(\v2\x12.procession.v1.PodR\x03pod\x12\x14\n" +
 	"\x05place\x18\x06 \x01(\tR\x05place\x12!\n" +
-	"\fplace_reason\x18\a \x01(\tR\vplaceReason\"\x9f\v\n" +
+	"\fplace_reason\x18\a \x01(\tR\vplaceReason\x12\x12\n" +
+	"\x04rule\x18\b \x01(\tR\x04rule\x123\n" +
+	"\bseverity\x18\t \x01(\x0e2\x17.procession.v1.SeverityR\bseverity\x12\x17\n" +
+	"\adry_run\x18\n" +
+	" \x01(\bR\x06dryRun\"\x9f\v\n" +
 	"\bCoverage\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12C\n" +
@@ -2922,28 +2962,29 @@ var file_procession_v1_alert_proto_depIdxs = []int32{
 	31, // 30: procession.v1.Amendment.time:type_name -> google.protobuf.Timestamp
 	8,  // 31: procession.v1.Amendment.container:type_name -> procession.v1.Container
 	9,  // 32: procession.v1.Amendment.pod:type_name -> procession.v1.Pod
-	31, // 33: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
-	31, // 34: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
-	31, // 35: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
-	26, // 36: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
-	27, // 37: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
-	28, // 38: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
-	29, // 39: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
-	30, // 40: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
-	22, // 41: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
-	18, // 42: procession.v1.Coverage.policies:type_name -> procession.v1.PolicyReport
-	21, // 43: procession.v1.Coverage.unwatched:type_name -> procession.v1.Unwatched
-	19, // 44: procession.v1.PolicyReport.policies:type_name -> procession.v1.PolicyState
-	20, // 45: procession.v1.PolicyState.rules:type_name -> procession.v1.RuleCount
-	31, // 46: procession.v1.RuleCount.last_match:type_name -> google.protobuf.Timestamp
-	31, // 47: procession.v1.Unwatched.from:type_name -> google.protobuf.Timestamp
-	31, // 48: procession.v1.Unwatched.until:type_name -> google.protobuf.Timestamp
-	31, // 49: procession.v1.Unwatched.booted:type_name -> google.protobuf.Timestamp
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	0,  // 33: procession.v1.Amendment.severity:type_name -> procession.v1.Severity
+	31, // 34: procession.v1.Coverage.from:type_name -> google.protobuf.Timestamp
+	31, // 35: procession.v1.Coverage.to:type_name -> google.protobuf.Timestamp
+	31, // 36: procession.v1.Coverage.recording_since:type_name -> google.protobuf.Timestamp
+	26, // 37: procession.v1.Coverage.events:type_name -> procession.v1.Coverage.EventsEntry
+	27, // 38: procession.v1.Coverage.lost:type_name -> procession.v1.Coverage.LostEntry
+	28, // 39: procession.v1.Coverage.missed:type_name -> procession.v1.Coverage.MissedEntry
+	29, // 40: procession.v1.Coverage.unresolved:type_name -> procession.v1.Coverage.UnresolvedEntry
+	30, // 41: procession.v1.Coverage.suppressed:type_name -> procession.v1.Coverage.SuppressedEntry
+	22, // 42: procession.v1.Coverage.storms:type_name -> procession.v1.Storm
+	18, // 43: procession.v1.Coverage.policies:type_name -> procession.v1.PolicyReport
+	21, // 44: procession.v1.Coverage.unwatched:type_name -> procession.v1.Unwatched
+	19, // 45: procession.v1.PolicyReport.policies:type_name -> procession.v1.PolicyState
+	20, // 46: procession.v1.PolicyState.rules:type_name -> procession.v1.RuleCount
+	31, // 47: procession.v1.RuleCount.last_match:type_name -> google.protobuf.Timestamp
+	31, // 48: procession.v1.Unwatched.from:type_name -> google.protobuf.Timestamp
+	31, // 49: procession.v1.Unwatched.until:type_name -> google.protobuf.Timestamp
+	31, // 50: procession.v1.Unwatched.booted:type_name -> google.protobuf.Timestamp
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_procession_v1_alert_proto_init() }

@@ -39,7 +39,9 @@ type RecordsRequest struct {
 	Rules       []string `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
 	Namespaces  []string `protobuf:"bytes,7,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// Only those of a node.
-	Node          string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	Node string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	// Those of rules in dry run as well, and their amendments.
+	DryRun        bool `protobuf:"varint,9,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +130,13 @@ func (x *RecordsRequest) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *RecordsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 type RecordsResponse struct {
@@ -869,7 +878,7 @@ var File_procession_v1_query_proto protoreflect.FileDescriptor
 
 const file_procession_v1_query_proto_rawDesc = "" +
 	"\n" +
-	"\x19procession/v1/query.proto\x12\rprocession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19procession/v1/alert.proto\"\x8a\x02\n" +
+	"\x19procession/v1/query.proto\x12\rprocession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19procession/v1/alert.proto\"\xa3\x02\n" +
 	"\x0eRecordsRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +
@@ -880,7 +889,8 @@ const file_procession_v1_query_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\a \x03(\tR\n" +
 	"namespaces\x12\x12\n" +
-	"\x04node\x18\b \x01(\tR\x04node\"9\n" +
+	"\x04node\x18\b \x01(\tR\x04node\x12\x17\n" +
+	"\adry_run\x18\t \x01(\bR\x06dryRun\"9\n" +
 	"\x0fRecordsResponse\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\fR\x04line\"\x0e\n" +

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,7 +61,13 @@ func (d *disk) again() (err error) {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", d.dir, err)
 	}
-	return d.mount()
+	if err := d.mount(); err != nil {
+		return err
+	}
+	if err := d.free(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // it was removed, but not for a disk that lost its power since
+	}
+	return nil
 }
 
 // fill leaves no room, until free.

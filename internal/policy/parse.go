@@ -38,12 +38,6 @@ type Object struct {
 	lines map[string]int // line in the file by path of the field
 }
 
-// FromAPI makes an Object of a policy that did not come from a file. name
-// stands for the file in errors; text is what the digest is made of.
-func FromAPI(name string, p v1alpha1.Policy, text []byte) *Object {
-	return &Object{File: name, Digest: digest(text), Policy: p}
-}
-
 func digest(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])

@@ -2,7 +2,6 @@ package present
 
 import (
 	"encoding/hex"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -136,33 +135,6 @@ func (id Identity) Append(dst []byte) []byte {
 
 // String is cluster/node/epoch/seq, the epoch in hexadecimal.
 func (id Identity) String() string { return string(id.Append(nil)) }
-
-// ParseIdentity undoes String. It reads from the end, so that a cluster's name
-// may have slashes in it; a node's name has none.
-func ParseIdentity(s string) (Identity, error) {
-	var id Identity
-	rest, seq, ok := cutLast(s)
-	if !ok {
-		return Identity{}, fmt.Errorf("alert id: want cluster/node/epoch/seq, got %.128q", s)
-	}
-	var err error
-	if id.Seq, err = strconv.ParseUint(seq, 10, 64); err != nil || strconv.FormatUint(id.Seq, 10) != seq {
-		return Identity{}, fmt.Errorf("alert id: seq: %.32q is not a decimal number", seq)
-	}
-	rest, epoch, ok := cutLast(rest)
-	if !ok {
-		return Identity{}, fmt.Errorf("alert id: want cluster/node/epoch/seq, got %.128q", s)
-	}
-	b, err := hex.DecodeString(epoch)
-	if err != nil || len(b) != len(id.Epoch) || epoch != strings.ToLower(epoch) {
-		return Identity{}, fmt.Errorf("alert id: epoch: %.64q is not 32 lower-case hexadecimal digits", epoch)
-	}
-	copy(id.Epoch[:], b)
-	if id.Cluster, id.Node, ok = cutLast(rest); !ok {
-		return Identity{}, fmt.Errorf("alert id: want cluster/node/epoch/seq, got %.128q", s)
-	}
-	return id, nil
-}
 
 func cutLast(s string) (before, after string, ok bool) {
 	i := strings.LastIndexByte(s, '/')

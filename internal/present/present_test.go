@@ -155,7 +155,7 @@ func alerts() []struct {
 }
 
 func shopAmendment() *pb.Amendment {
-	return &pb.Amendment{Seq: 411, Time: at(time.Second), Place: "container",
+	return &pb.Amendment{Seq: 411, Rule: shellAlert().GetRule(), Severity: shellAlert().GetSeverity(), Time: at(time.Second), Place: "container",
 		Container: &pb.Container{Id: webContainer, Name: "web", Image: "nginx:1.29"},
 		Pod:       &pb.Pod{Uid: webPodUID, Namespace: "default", Name: "web-7f", Labels: map[string]string{"app": "web"}}}
 }

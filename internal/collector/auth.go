@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/procession-dev/procession/internal/collector/kube"
 	"github.com/procession-dev/procession/internal/ingest"
@@ -151,7 +150,7 @@ func (c *Collector) authority(api *kube.Client) (ca *pki.Authority, run func(con
 const authorityEvery = 5 * time.Minute
 
 // transport makes the listener's TLS, with certificates that renew themselves.
-func (c *Collector) transport(ca *pki.Authority) (credentials.TransportCredentials, error) {
+func (c *Collector) transport(ca *pki.Authority) (*tls.Config, error) {
 	clients := tls.NoClientCert
 	switch a := c.cfg.Auth; {
 	case a.Certificates && a.Tokens:
@@ -174,7 +173,7 @@ func (c *Collector) transport(ca *pki.Authority) (credentials.TransportCredentia
 	if err != nil {
 		return nil, fmt.Errorf("make the server's certificate: %w", err)
 	}
-	return credentials.NewTLS(conf), nil
+	return conf, nil
 }
 
 // identify sets by what agents say who they are.
@@ -197,15 +196,15 @@ func (c *Collector) identify(cfg *ingest.Config, api *kube.Client) error {
 	return err
 }
 
-// cluster makes the client that tokens and the authority need; nil when
-// neither is in the cluster.
+// cluster makes the client that tokens, the authority and the status of policies
+// need; nil when none of them is in the cluster.
 func (c *Collector) cluster() (*kube.Client, error) {
-	if a := c.cfg.Auth; !a.Tokens && a.Secret == "" {
+	if a := c.cfg.Auth; !a.Tokens && a.Secret == "" && !c.cfg.PolicyStatus {
 		return nil, nil
 	}
 	api, err := kube.New("procession-collector/" + c.cfg.Version)
 	if errors.Is(err, kube.ErrNotInCluster) {
-		return nil, fmt.Errorf("--auth tokens and --ca-secret work in a Kubernetes cluster only: %w", err)
+		return nil, fmt.Errorf("--auth tokens, --ca-secret and --policy-status work in a Kubernetes cluster only: %w", err)
 	}
 	return api, err
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sys/unix"
 
+	"github.com/procession-dev/procession/internal/collector/kube"
+	"github.com/procession-dev/procession/internal/collector/policystatus"
 	"github.com/procession-dev/procession/internal/debughttp"
 	"github.com/procession-dev/procession/internal/fleet"
 	"github.com/procession-dev/procession/internal/ingest"
@@ -52,6 +54,9 @@ type Config struct {
 	// Ephemeral says that State goes with the pod, which is told in the log and
 	// in a metric.
 	Ephemeral bool
+
+	// PolicyStatus says to write the status of the cluster's policy objects.
+	PolicyStatus bool
 
 	Version string // for the Kubernetes API server's log
 
@@ -138,10 +143,11 @@ type Collector struct {
 	reg   *prometheus.Registry
 	sinks []*sink.Runner
 
-	watchCA func(context.Context) // nil: the authority is looked at when it is used
-	file    *ndjson.File
-	query   net.Listener  // for people on this machine; nil when it could not be had
-	ready   chan struct{} // closed when agents can connect
+	watchCA  func(context.Context) // nil: the authority is looked at when it is used
+	policies *kube.Policies        // nil: nobody writes their status
+	file     *ndjson.File
+	query    net.Listener  // for people on this machine; nil when it could not be had
+	ready    chan struct{} // closed when agents can connect
 }
 
 // New opens everything a collector needs, or says what is missing and holds
@@ -167,12 +173,17 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.PolicyStatus {
+		if c.policies, err = api.Policies(cfg.Log); err != nil {
+			return nil, err
+		}
+	}
 	ca, watchCA, err := c.authority(api)
 	if err != nil {
 		return nil, err
 	}
 	c.watchCA = watchCA
-	creds, err := c.transport(ca)
+	conf, err := c.transport(ca)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +198,7 @@ func New(ctx context.Context, cfg Config) (_ *Collector, err error) {
 	if err := c.openSinks(); err != nil {
 		return nil, err
 	}
-	in := ingest.Config{Queue: c.queue, Credentials: creds, DrainWait: cfg.DrainWait, Log: cfg.Log, Registerer: c.reg}
+	in := ingest.Config{Queue: c.queue, TLS: conf, DrainWait: cfg.DrainWait, Log: cfg.Log, Registerer: c.reg}
 	if err := c.identify(&in, api); err != nil {
 		return nil, err
 	}
@@ -336,14 +347,6 @@ func listenError(flag, addr string, err error) error {
 // Addr is where agents connect; Config.Listen may have port 0.
 func (c *Collector) Addr() net.Addr { return c.agent.Addr() }
 
-// MetricsAddr is where metrics are, nil if nowhere.
-func (c *Collector) MetricsAddr() net.Addr {
-	if c.http == nil {
-		return nil
-	}
-	return c.http.Addr()
-}
-
 // Ready is closed when agents can connect.
 func (c *Collector) Ready() <-chan struct{} { return c.ready }
 
@@ -372,6 +375,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	if c.watchCA != nil {
 		rest.Go(func() { c.watchCA(queueCtx) })
 	}
+	rest.Go(func() { c.tuneMemory(queueCtx) })
 	c.watch(queueCtx, &rest)
 	for _, r := range c.sinks {
 		sinks.Go(func() { fail(r.Run(sinkCtx)) })
@@ -407,6 +411,7 @@ func (c *Collector) watch(ctx context.Context, g *sync.WaitGroup) {
 	g.Go(func() { j.run(ctx) })
 	f := fleet.New(fleet.Config{Store: c.st, Queue: c.queue, Owner: c.owner, Log: c.cfg.Log, Registerer: c.reg})
 	g.Go(func() { f.Run(ctx) })
+	c.writeStatus(ctx, g, f)
 	if c.query == nil {
 		return
 	}
@@ -420,6 +425,17 @@ func (c *Collector) watch(ctx context.Context, g *sync.WaitGroup) {
 			c.cfg.Log.Warn("questions can no longer be asked", slog.Any("err", err))
 		}
 	})
+}
+
+// writeStatus starts what tells the cluster's policies how they stand.
+func (c *Collector) writeStatus(ctx context.Context, g *sync.WaitGroup, f *fleet.Monitor) {
+	conf := policystatus.Config{Store: c.st, Queue: c.queue, Owner: c.owner, Reporting: f.Reporting, Log: c.cfg.Log, Registerer: c.reg}
+	if c.policies != nil {
+		conf.API = c.policies
+		g.Go(func() { c.policies.Run(ctx) })
+	}
+	w := policystatus.New(conf)
+	g.Go(func() { w.Run(ctx) })
 }
 
 // fit is what /readyz says: the store takes commits, and nobody has asked to stop.
@@ -446,7 +462,8 @@ func (c *Collector) announce() error {
 			return fmt.Errorf("--ready-file: %w", err)
 		}
 	}
-	attrs := []any{slog.String("listen", c.Addr().String()), slog.String("cluster", c.cfg.Cluster), slog.String("state", c.cfg.State)}
+	attrs := []any{slog.String("listen", c.Addr().String()), slog.String("cluster", c.cfg.Cluster), slog.String("state", c.cfg.State),
+		slog.Bool("policy_status", c.policies != nil)}
 	if c.http != nil {
 		attrs = append(attrs, slog.String("metrics", c.http.Addr().String()))
 	}

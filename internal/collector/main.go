@@ -78,6 +78,9 @@ const serveHelp = `collector serve: run the collector until SIGINT or SIGTERM (a
   --metrics ADDR       Prometheus metrics at /metrics, also /healthz and /readyz (off).
                        They are not protected: 127.0.0.1:9090, or a private network.
 
+  --policy-status      write into the status of the cluster's policies how they stand on
+                       the nodes (kubectl get cdp,dp -A); without it nobody does
+
   --ephemeral          say in the log and in a metric that DIR does not outlive this pod
 
   --ready-file FILE    made when agents can connect, removed at the end
@@ -185,6 +188,7 @@ func serve(version string, args []string, stdout, stderr *os.File) error {
 	fs.Var(&colour, "terminal", "")
 	fs.StringVar(&cfg.Metrics, "metrics", "", "")
 	fs.StringVar(&cfg.ReadyFile, "ready-file", "", "")
+	fs.BoolVar(&cfg.PolicyStatus, "policy-status", false, "")
 	fs.BoolVar(&cfg.Ephemeral, "ephemeral", false, "")
 	cfg.Auth.register(fs)
 	cfg.Version = version

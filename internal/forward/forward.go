@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -36,6 +37,9 @@ type Config struct {
 	// nil: the connection's certificate does. It is asked for each stream, and
 	// with each heartbeat whether there is a new one to show.
 	Token func() (string, error)
+
+	// Dial makes the connection under the TLS; nil: TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
 	// Hints for the collector, who believes the credentials only.
 	Node, Version, BootID string
@@ -331,6 +335,9 @@ func (f *Forwarder) dial(ctx context.Context, token string) (*grpc.ClientConn, e
 		grpc.WithReadBufferSize(4 << 10),
 		grpc.WithWriteBufferSize(32 << 10),
 		grpc.WithUserAgent("procession-agent/" + f.cfg.Version),
+	}
+	if f.cfg.Dial != nil {
+		opts = append(opts, grpc.WithContextDialer(f.cfg.Dial))
 	}
 	if token != "" {
 		opts = append(opts, grpc.WithPerRPCCredentials(bearer(token)))

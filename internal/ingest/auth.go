@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -30,21 +30,19 @@ func PeerCertificate(name func(*x509.Certificate) (string, error)) func(context.
 	}
 }
 
-func peerCertificate(ctx context.Context) *x509.Certificate {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil
+func peerCertificate(ctx context.Context) *x509.Certificate { return callerOf(ctx).cert }
+
+func callerOf(ctx context.Context) (c caller) {
+	if p, ok := peer.FromContext(ctx); ok {
+		c, _ = p.AuthInfo.(caller)
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 || len(info.State.VerifiedChains[0]) == 0 {
-		return nil
-	}
-	return info.State.VerifiedChains[0][0]
+	return c
 }
 
 // identify says whose stream this is. A client certificate decides if one was
-// shown and is a way to connect, else the token does.
-func (s *Server) identify(ctx context.Context, remote string) (node string, l *lease, err error) {
+// shown and is a way to connect, else the token does, and end is called when it
+// no longer counts.
+func (s *Server) identify(ctx context.Context, remote string, end func(error)) (node string, l *lease, err error) {
 	if s.cfg.Tokens == nil || s.cfg.Identify != nil && peerCertificate(ctx) != nil {
 		node, err = s.cfg.Identify(ctx)
 		if err != nil {
@@ -60,7 +58,7 @@ func (s *Server) identify(ctx context.Context, remote string) (node string, l *l
 				s.log.log(slog.LevelWarn, "the Kubernetes API server is silent: an agent was let in by what it confirmed before",
 					slog.String("node", id.Node), slog.String("remote", remote))
 			}
-			return id.Node, newLease(s, id, shown, remote), nil
+			return id.Node, newLease(ctx, s, id, shown, remote, end), nil
 		}
 		if !errors.As(err, &r) {
 			return "", nil, status.FromContextError(err).Err()
@@ -105,17 +103,19 @@ func bearer(ctx context.Context) (string, *token.Refusal) {
 
 // A lease is the proof of who speaks on a stream. It is looked at again while
 // the stream lives: from time to time, because a token ends with its pod; when
-// it expires; and when the agent shows a newer one. It belongs to the stream's
-// goroutine.
+// it expires; and when the agent shows a newer one. What is refused ends the stream.
 type lease struct {
 	s            *Server
 	node, remote string
+	ctx          context.Context // of the stream
+	end          func(error)     // ends it
 
-	token string // accepted
-	newer string // shown, and not accepted yet
-	due   *time.Timer
-	busy  bool
-	done  chan looked // capacity 1
+	mu      sync.Mutex  // guards what follows
+	token   string      // accepted
+	newer   string      // shown, and not accepted yet
+	due     *time.Timer // of the next look
+	busy    bool
+	stopped bool
 }
 
 // looked is what became of a look at a token.
@@ -125,9 +125,11 @@ type looked struct {
 	err      error
 }
 
-func newLease(s *Server, id token.Identity, shown, remote string) *lease {
-	l := &lease{s: s, node: id.Node, remote: remote, token: shown, done: make(chan looked, 1)}
-	l.due = time.NewTimer(l.pause(id))
+func newLease(ctx context.Context, s *Server, id token.Identity, shown, remote string, end func(error)) *lease {
+	l := &lease{s: s, ctx: ctx, end: end, node: id.Node, remote: remote, token: shown}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.due = time.AfterFunc(l.pause(id), l.look)
 	return l
 }
 
@@ -143,40 +145,54 @@ func (l *lease) pause(id token.Identity) time.Duration {
 }
 
 // show takes a newer token.
-func (l *lease) show(ctx context.Context, newer string) {
+func (l *lease) show(newer string) {
+	l.mu.Lock()
 	l.newer = newer
-	l.look(ctx)
+	l.mu.Unlock()
+	go l.look()
 }
 
-// look asks about the newest token, in a goroutine that ends within the
-// verifier's patience; acks go on meanwhile.
-func (l *lease) look(ctx context.Context) {
-	if l.busy {
-		return // took comes back to it
+// look asks about the newest token. It takes as long as the verifier's
+// patience; acks go on meanwhile.
+func (l *lease) look() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.busy || l.stopped {
+		return // who is busy comes back to what is new
 	}
 	l.busy = true
-	v, held, newer, remote, done := l.s.cfg.Tokens, l.token, l.newer, l.remote, l.done
-	go func() {
-		r := looked{token: held}
-		if newer != "" {
-			r = looked{token: newer}
-			r.identity, r.err = v.Verify(ctx, newer, remote, v.Fresh())
-			if ref, ok := errors.AsType[*token.Refusal](r.err); !ok || ref.Reason != token.Unavailable {
-				done <- r
-				return
-			}
-			r.token = held // the API server is silent: the one before may still count
-		}
-		r.identity, r.err = v.Verify(ctx, held, remote, 0)
-		done <- r
-	}()
+	held, newer := l.token, l.newer
+	l.mu.Unlock()
+	r := l.ask(held, newer)
+	l.mu.Lock()
+	l.busy = false
+	if l.stopped {
+		return
+	}
+	if err := l.tookLocked(r); err != nil {
+		l.end(err)
+	}
 }
 
-// took draws the conclusion. An error ends the stream.
-func (l *lease) took(ctx context.Context, r looked) error {
-	l.busy = false
-	if ctx.Err() != nil {
-		return status.FromContextError(ctx.Err()).Err()
+func (l *lease) ask(held, newer string) looked {
+	v := l.s.cfg.Tokens
+	r := looked{token: held}
+	if newer != "" {
+		r = looked{token: newer}
+		r.identity, r.err = v.Verify(l.ctx, newer, l.remote, v.Fresh())
+		if ref, ok := errors.AsType[*token.Refusal](r.err); !ok || ref.Reason != token.Unavailable {
+			return r
+		}
+		r.token = held // the API server is silent: the one before may still count
+	}
+	r.identity, r.err = v.Verify(l.ctx, held, l.remote, 0)
+	return r
+}
+
+// tookLocked draws the conclusion. An error ends the stream.
+func (l *lease) tookLocked(r looked) error {
+	if l.ctx.Err() != nil {
+		return status.FromContextError(l.ctx.Err()).Err()
 	}
 	if r.err == nil && r.identity.Node != l.node {
 		r.err = &token.Refusal{Reason: token.OtherNode, Msg: "the token is of another node than the stream's"}
@@ -210,23 +226,13 @@ func (l *lease) took(ctx context.Context, r looked) error {
 	return nil
 }
 
-// Channels of a lease; nil when the stream has none.
-func (l *lease) timer() <-chan time.Time {
-	if l == nil {
-		return nil
-	}
-	return l.due.C
-}
-
-func (l *lease) results() <-chan looked {
-	if l == nil {
-		return nil
-	}
-	return l.done
-}
-
+// stop ends a lease. There may be none.
 func (l *lease) stop() {
-	if l != nil {
-		l.due.Stop()
+	if l == nil {
+		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopped = true
+	l.due.Stop()
 }

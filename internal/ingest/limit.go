@@ -27,15 +27,16 @@ func (p *pace) take(n int, now time.Time) {
 // wait is how long nothing more may be read.
 func (p *pace) wait(now time.Time) time.Duration { return p.paid.Sub(now) }
 
-// A gate bounds connections that have not shown who they are, per address and
-// in all: each may wait ConnectionTimeout with what the handshake has allocated.
+// A gate bounds connections that have not shown who they are, by certificate or
+// token, per address, in all and in time: they hold what the handshake has allocated.
 // An agent comes from its node, so another address that floods takes nothing
 // from it. All connections together are bounded as well.
 type gate struct {
 	net.Listener
 	m *metrics
 
-	perAddress, strangers, conns int // limits
+	perAddress, strangers, conns int           // limits
+	meetWait                     time.Duration // how long one may stay a stranger
 
 	mu     sync.Mutex
 	byAddr map[string]int // strangers, by address; guarded by mu
@@ -57,7 +58,11 @@ func (g *gate) Accept() (net.Conn, error) {
 		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 		reason := g.enter(host)
 		if reason == "" {
-			return &gatedConn{TCPConn: tcp, g: g, host: host, stranger: true}, nil
+			c := &gatedConn{TCPConn: tcp, g: g, host: host}
+			g.mu.Lock()
+			c.stranger = time.AfterFunc(g.meetWait, c.late)
+			g.mu.Unlock()
+			return c, nil
 		}
 		g.m.refusedConns.WithLabelValues(reason).Inc()
 		tcp.SetLinger(0) // no state is kept for it here
@@ -88,11 +93,11 @@ type gatedConn struct {
 	g    *gate
 	host string
 
-	stranger bool // guarded by g.mu
-	closed   bool // guarded by g.mu
+	stranger *time.Timer // closes it; nil when it is known who this is; guarded by g.mu
+	closed   bool        // guarded by g.mu
 }
 
-// met: the handshake has ended well.
+// met: it is known who this is.
 func (c *gatedConn) met() {
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
@@ -100,13 +105,26 @@ func (c *gatedConn) met() {
 }
 
 func (c *gatedConn) metLocked() {
-	if !c.stranger {
+	if c.stranger == nil {
 		return
 	}
-	c.stranger = false
+	c.stranger.Stop()
+	c.stranger = nil
 	c.g.unmet--
 	if c.g.byAddr[c.host]--; c.g.byAddr[c.host] == 0 {
 		delete(c.g.byAddr, c.host)
+	}
+}
+
+// late: it has not shown who it is in time.
+func (c *gatedConn) late() {
+	c.g.mu.Lock()
+	stranger := c.stranger != nil
+	c.g.mu.Unlock()
+	if stranger {
+		c.g.m.refusedConns.WithLabelValues("late").Inc()
+		c.SetLinger(0)
+		c.Close()
 	}
 }
 

@@ -3,7 +3,9 @@ package ingest_test
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -114,4 +116,44 @@ func TestSlowStreams(t *testing.T) {
 		}
 	}
 	eventually(t, "they are gone", func() bool { return s.counter("procession_collector_streams", "") == 0 })
+}
+
+// Where tokens say who agents are, a handshake tells nothing about its peer: it
+// stays a stranger until a stream has shown a token, and is closed in time.
+func TestStrangersAfterTheHandshake(t *testing.T) {
+	s := startWith(t, storetest.Dir(t), nil, tls.VerifyClientCertIfGiven, func(c *ingest.Config) {
+		c.Strangers, c.MeetWait = 16, 5*time.Second
+	})
+	s.creds("any")
+	conf := &tls.Config{RootCAs: ingesttest.Roots(t, filepath.Join(s.dir, "tls-any")), NextProtos: []string{"h2"}, ServerName: "localhost"}
+	refused := func(why string) float64 {
+		return s.counter("procession_collector_connections_refused_total", why)
+	}
+	var silent []*tls.Conn
+	for range 2 {
+		c, err := tls.Dial("tcp", s.addr, conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, c)
+	}
+	if c, err := tls.Dial("tcp", s.addr, conf); err == nil {
+		c.Close()
+		t.Error("a third stranger of an address that may have two was let in")
+	}
+	eventually(t, "the third was refused", func() bool { return refused("address") == 1 })
+	for _, c := range silent {
+		io.Copy(io.Discard, c) // ends with the connection
+	}
+	if n := refused("late"); n != 2 {
+		t.Errorf("%v connections were closed late, want 2", n)
+	}
+	a := &ingesttest.Agent{Node: "n", Epoch: epoch, Records: records(t, "n", 1, 5)}
+	if err := a.RunOn(t.Context(), ingesttest.Dial(t, s.addr, s.creds("n"))); err != nil {
+		t.Errorf("an agent afterwards: %v", err)
+	}
 }

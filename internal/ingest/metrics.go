@@ -2,17 +2,11 @@ package ingest
 
 import (
 	"context"
-	"crypto/x509"
-	"errors"
-	"io"
 	"log/slog"
-	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/procession-dev/procession/internal/ingest/token"
 )
@@ -75,7 +69,7 @@ func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
 			Name: "procession_collector_streams", Help: "Live streams of agents."}),
 		refusedConns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_connections_refused_total",
-			Help: "Connections closed at once. address: too many of one address that had not shown who they are; strangers: of all addresses; connections: of all kinds."},
+			Help: "Connections closed. address: too many of one address that had not shown who they are; strangers: of all addresses; connections: of all kinds; late: had not shown it in 30 s."},
 			[]string{"reason"}),
 		slowed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "procession_collector_batches_slowed_total",
@@ -84,7 +78,7 @@ func newMetrics(reg prometheus.Registerer, tokens *token.Verifier) *metrics {
 			Name: "procession_collector_slowed_seconds_total",
 			Help: "Time agents were not read for that reason, all added up."}),
 	}
-	for _, r := range []string{"address", "strangers", "connections"} {
+	for _, r := range []string{"address", "strangers", "connections", "late"} {
 		m.refusedConns.WithLabelValues(r)
 	}
 	for _, r := range []string{"invalid", "order", "stream_ended"} {
@@ -130,71 +124,6 @@ func (m *metrics) initTokens(reg prometheus.Registerer, tokens *token.Verifier) 
 			func(s token.Stats) uint64 { return s.Silent }))
 }
 
-// countingCreds counts and logs handshakes that fail: nobody else sees them.
-type countingCreds struct {
-	credentials.TransportCredentials
-	m   *metrics
-	log *limitedLog
-}
-
-func (c *countingCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	held := &heldConn{}
-	if gated, ok := conn.(*gatedConn); ok {
-		held.gatedConn, held.hold = gated, true
-		conn = held
-	}
-	out, info, err := c.TransportCredentials.ServerHandshake(conn)
-	held.hold = false
-	if err == nil {
-		if held.gatedConn != nil {
-			held.met()
-		}
-		return out, info, nil
-	}
-	reason := handshakeReason(err)
-	c.m.handshakes.WithLabelValues(reason).Inc()
-	level := slog.LevelWarn
-	if reason == "closed" { // a port check, not an agent
-		level = slog.LevelDebug
-	}
-	c.log.log(level, "connection refused", slog.String("remote", conn.RemoteAddr().String()),
-		slog.String("reason", reason), slog.Any("err", err))
-	if held.gatedConn != nil {
-		held.linger()
-	}
-	conn.Close()
-	return nil, nil, err
-}
-
-// A heldConn is not closed during its handshake, so that the peer can be told
-// why it failed. Only the handshake's goroutine has it until hold is false.
-type heldConn struct {
-	*gatedConn
-	hold bool
-}
-
-func (c *heldConn) Close() error {
-	if c.hold {
-		return nil
-	}
-	return c.gatedConn.Close()
-}
-
-// linger lets the peer read the alert that says why it was refused. In TLS 1.3
-// it is already sending by then, and closing with its bytes unread would make
-// the kernel answer with a reset, which throws the alert away.
-func (c *heldConn) linger() {
-	if c.CloseWrite() != nil {
-		return
-	}
-	c.SetReadDeadline(time.Now().Add(time.Second))
-	io.CopyN(io.Discard, c.TCPConn, 64<<10)
-}
-
-func (c *countingCreds) Clone() credentials.TransportCredentials {
-	return &countingCreds{TransportCredentials: c.TransportCredentials.Clone(), m: c.m, log: c.log}
-}
-
 // A limitedLog logs once a second at most, and says how much it left out: what
 // agents do wrong they do all at once, and all is counted in metrics.
 type limitedLog struct {
@@ -222,27 +151,4 @@ func (l *limitedLog) log(level slog.Level, msg string, attrs ...slog.Attr) {
 		l.left = 0
 	}
 	l.l.LogAttrs(ctx, level, msg, attrs...)
-}
-
-func handshakeReason(err error) string {
-	if inv, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
-		if inv.Reason == x509.Expired {
-			return "expired"
-		}
-		return "other"
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "unknown_authority"
-	}
-	switch msg := err.Error(); {
-	case errors.Is(err, io.EOF), strings.Contains(msg, "connection reset"):
-		return "closed"
-	case strings.Contains(msg, "client didn't provide a certificate"):
-		return "no_certificate"
-	case strings.Contains(msg, "client offered only unsupported versions"):
-		return "old_tls"
-	case strings.Contains(msg, "first record does not look like a TLS handshake"):
-		return "not_tls"
-	}
-	return "other"
 }

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -25,8 +25,8 @@ import (
 type Config struct {
 	Queue *store.Queue
 
-	// Credentials of the listener. They must authenticate the peer.
-	Credentials credentials.TransportCredentials
+	// TLS of the listener, with the protocol h2. It verifies client certificates.
+	TLS *tls.Config
 
 	// Identify says which node a stream belongs to, from the connection's
 	// credentials alone. nil: only Tokens does.
@@ -50,8 +50,10 @@ type Config struct {
 	Rate, Burst int
 
 	// Strangers is how many connections may be open that have not shown who
-	// they are; an eighth of them from one address. 0 is 1,024.
+	// they are; an eighth of them from one address. 0 is 1,024. They are closed
+	// after MeetWait; 0 is 30 s.
 	Strangers int
+	MeetWait  time.Duration
 	// Conns is how many connections may be open in all; 0 is 16,384.
 	Conns int
 
@@ -67,8 +69,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Queue == nil || c.Credentials == nil || c.Identify == nil && c.Tokens == nil {
-		return c, errors.New("queue, credentials and one of identify and tokens must be set")
+	if c.Queue == nil || c.TLS == nil || c.Identify == nil && c.Tokens == nil {
+		return c, errors.New("queue, TLS and one of identify and tokens must be set")
 	}
 	if c.TokenRetry == 0 {
 		c.TokenRetry = 15 * time.Second
@@ -89,6 +91,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Burst < 0 || c.Strangers < 0 || c.Conns < 0 {
 		return c, fmt.Errorf("burst %d, strangers %d, conns %d: negative", c.Burst, c.Strangers, c.Conns)
+	}
+	if c.MeetWait == 0 {
+		c.MeetWait = 30 * time.Second
 	}
 	if c.HelloWait == 0 {
 		c.HelloWait = 10 * time.Second
@@ -112,10 +117,9 @@ type Server struct {
 	m      *metrics
 	log    *limitedLog // of what agents do wrong
 
-	draining chan struct{} // closed when streams shall end
-
-	mu    sync.Mutex
-	nodes map[string][]*stream // live streams, oldest first; guarded by mu
+	mu       sync.Mutex
+	nodes    map[string][]*stream // live streams, oldest first; guarded by mu
+	stopping bool                 // no stream may enter; guarded by mu
 }
 
 // streamsPerNode: a cut stream may live on for a while beside its successor.
@@ -127,17 +131,19 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, health: health.NewServer(), draining: make(chan struct{}), nodes: make(map[string][]*stream)}
+	s := &Server{cfg: cfg, health: health.NewServer(), nodes: make(map[string][]*stream)}
 	s.m = newMetrics(cfg.Registerer, cfg.Tokens)
 	s.log = &limitedLog{l: cfg.Log}
-	// Buffers: thousands of mostly silent connections; windows bound what may
-	// lie unread. MaxConnectionAge lets agents show fresh certificates and find
+	// Buffers: thousands of mostly silent connections. TLS has one for reading of
+	// its own, those for writing are shared, and headers come once in a
+	// connection, so nothing remembers them; windows bound what may lie unread. MaxConnectionAge lets agents show fresh certificates and find
 	// other replicas; grpc spreads it by 10 % itself.
 	s.grpc = grpc.NewServer(
-		grpc.Creds(&countingCreds{TransportCredentials: cfg.Credentials, m: s.m, log: &limitedLog{l: cfg.Log}}),
+		grpc.Creds(&transport{conf: cfg.TLS, m: s.m, log: &limitedLog{l: cfg.Log}}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxConcurrentStreams(4),
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.HeaderTableSize(0),
 		grpc.StaticStreamWindowSize(256<<10), grpc.StaticConnWindowSize(512<<10),
 		grpc.ConnectionTimeout(20*time.Second),
 		grpc.WaitForHandlers(true),
@@ -168,7 +174,7 @@ func (s *Server) setServing(yes bool) {
 // then.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	failed := make(chan error, 1)
-	l = &gate{Listener: l, m: s.m, byAddr: make(map[string]int), conns: s.cfg.Conns, strangers: s.cfg.Strangers, perAddress: max(1, s.cfg.Strangers/8)}
+	l = &gate{Listener: l, m: s.m, byAddr: make(map[string]int), meetWait: s.cfg.MeetWait, conns: s.cfg.Conns, strangers: s.cfg.Strangers, perAddress: max(1, s.cfg.Strangers/8)}
 	go func() { failed <- s.grpc.Serve(l) }()
 	s.setServing(true)
 	select {
@@ -177,7 +183,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.setServing(false)
-	close(s.draining)
+	s.drain()
 	force := time.AfterFunc(s.cfg.DrainWait, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	force.Stop()
@@ -185,10 +191,33 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// enter adds a stream to its node's; beyond the limit the oldest has to go.
-func (s *Server) enter(st *stream) {
+// Nodes is how many nodes have a stream.
+func (s *Server) Nodes() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return len(s.nodes)
+}
+
+// drain asks all streams to end, and lets no other begin.
+func (s *Server) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+	for _, live := range s.nodes {
+		for _, st := range live {
+			go st.drain() // one that does not read holds up itself alone
+		}
+	}
+}
+
+// enter adds a stream to its node's, unless the server stops; beyond the limit
+// the oldest has to go.
+func (s *Server) enter(st *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
 	live := append(s.nodes[st.node], st)
 	if len(live) > streamsPerNode {
 		live[0].supersede()
@@ -196,6 +225,7 @@ func (s *Server) enter(st *stream) {
 	}
 	s.nodes[st.node] = live
 	s.m.streams.Inc()
+	return true
 }
 
 func (s *Server) leave(st *stream) {

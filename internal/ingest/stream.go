@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +29,10 @@ func (s *Server) drainDelay() time.Duration {
 
 type grpcStream = grpc.BidiStreamingServer[pb.StreamRequest, pb.StreamResponse]
 
-// A stream is one agent's. Two goroutines: one reads, one does the rest.
+// A stream is one agent's. The handler's goroutine does nothing but wait for its
+// end, on a small stack; one reads; a third sends acks, and is there only while
+// batches are on their way to the disk: thousands of streams are silent most of
+// the time.
 type stream struct {
 	s      *Server
 	g      grpcStream
@@ -36,15 +40,21 @@ type stream struct {
 	remote string
 	lease  *lease // nil when a certificate says who it is
 
-	in   chan *pb.StreamRequest
-	read error // why reading ended; written before in is closed
+	once  sync.Once
+	ended chan struct{}
+	why   error // why it ended; written before ended is closed
 
-	superseded chan struct{}
-	once       sync.Once
+	epochs []store.Epoch // those of the Hello; no others are taken. The reader's
+	pace   pace          // of its records. The reader's
 
-	epochs  map[store.Epoch]bool // those of the Hello; no others are taken
-	pace    pace                 // of its records
-	pending []pending            // batches on their way to the disk, oldest first
+	sending sync.Mutex // held for a Send, and guards greeted
+	greeted bool       // the welcome was sent
+
+	room chan struct{} // the window has room again; capacity 1
+
+	mu      sync.Mutex
+	pending []pending // batches on their way to the disk, oldest first; guarded by mu
+	last    bool      // the stream ends when none is; guarded by mu
 }
 
 type pending struct {
@@ -52,58 +62,94 @@ type pending struct {
 	ticket *store.Ticket
 }
 
-func (st *stream) supersede() { st.once.Do(func() { close(st.superseded) }) }
+// end has the handler return err: nil is a stream that ended well.
+func (st *stream) end(err error) {
+	st.once.Do(func() {
+		st.why = err
+		close(st.ended)
+	})
+}
+
+func (st *stream) supersede() { st.end(status.Error(codes.Aborted, "the node has newer streams")) }
+
+// drain asks the agent to come back later, and ends the stream when the acks of
+// what was read are sent.
+func (st *stream) drain() {
+	st.sending.Lock()
+	greeted := st.greeted
+	st.sending.Unlock()
+	if !greeted {
+		st.end(errStopping)
+		return
+	}
+	if st.send(&pb.StreamResponse{Message: &pb.StreamResponse_Drain{Drain: &pb.Drain{DelayMs: uint32(st.s.drainDelay().Milliseconds())}}}) == nil {
+		st.finish()
+	}
+}
+
+var errStopping = status.Error(codes.Unavailable, "the collector is stopping")
+
+// finish ends the stream well when nothing is on its way to the disk.
+func (st *stream) finish() {
+	st.mu.Lock()
+	st.last = true
+	left := len(st.pending)
+	st.mu.Unlock()
+	if left == 0 {
+		st.end(nil)
+	}
+}
+
+func (st *stream) send(m *pb.StreamResponse) error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	st.greeted = st.greeted || m.GetWelcome() != nil
+	return st.g.Send(m)
+}
 
 // Stream implements IngestService.
 func (s *Server) Stream(g grpcStream) error {
-	ctx := g.Context()
-	remote := ""
+	st := &stream{s: s, g: g, ended: make(chan struct{}), room: make(chan struct{}, 1),
+		pace: pace{rate: float64(s.cfg.Rate), burst: float64(s.cfg.Burst)}}
+	go st.serve(g.Context())
+	<-st.ended
+	return st.why
+}
+
+// serve is the reader. It ends with the stream: Recv fails as soon as the
+// handler has returned.
+func (st *stream) serve(ctx context.Context) {
+	s := st.s
 	if p, ok := peer.FromContext(ctx); ok {
-		remote = p.Addr.String()
+		st.remote = p.Addr.String()
 	}
-	node, lease, err := s.identify(ctx, remote)
-	if err != nil {
-		return err
+	var err error
+	if st.node, st.lease, err = s.identify(ctx, st.remote, st.end); err != nil {
+		st.end(err)
+		return
 	}
-	defer lease.stop()
-	st := &stream{s: s, pace: pace{rate: float64(s.cfg.Rate), burst: float64(s.cfg.Burst)}, g: g, node: node, lease: lease, in: make(chan *pb.StreamRequest), superseded: make(chan struct{}), remote: remote}
-	s.enter(st)
+	callerOf(ctx).met()
+	defer st.lease.stop()
+	if !s.enter(st) {
+		st.end(errStopping)
+		return
+	}
 	defer s.leave(st)
-	go st.receive(ctx)
-	err = st.run(ctx)
+	if err := st.run(ctx); errors.Is(err, io.EOF) {
+		st.finish() // the agent closed its side, and still wants its acks
+	} else {
+		st.end(err)
+	}
+	<-st.ended
+	err = st.why
 	if c := status.Code(err); err != nil && c != codes.Canceled {
 		s.m.endedStreams.WithLabelValues(c.String()).Inc()
 		level := slog.LevelWarn
 		if c == codes.Unavailable { // the queue has said what is wrong, once for all streams
 			level = slog.LevelDebug
 		}
-		s.log.log(level, "stream ended", slog.String("node", node), slog.String("remote", remote),
+		s.log.log(level, "stream ended", slog.String("node", st.node), slog.String("remote", st.remote),
 			slog.String("code", c.String()), slog.Any("err", err))
-	}
-	return err
-}
-
-// receive hands over what the agent sends. It ends with the stream: Recv fails
-// as soon as the handler has returned.
-func (st *stream) receive(ctx context.Context) {
-	defer close(st.in)
-	for {
-		m, err := st.g.Recv()
-		if err != nil {
-			if st.read = err; status.Code(err) == codes.ResourceExhausted {
-				st.s.m.refusedMessages.WithLabelValues("too_large").Inc()
-			}
-			return
-		}
-		n := len(m.GetBatch().GetRecords())
-		st.s.m.received.Add(float64(n))
-		select {
-		case st.in <- m:
-		case <-ctx.Done():
-			st.s.m.refused.WithLabelValues("stream_ended").Add(float64(n))
-			st.read = ctx.Err()
-			return
-		}
 	}
 }
 
@@ -111,101 +157,113 @@ func (st *stream) run(ctx context.Context) error {
 	if err := st.hello(ctx); err != nil {
 		return err
 	}
-	draining := st.s.draining
-	drain := false
 	for {
-		// Nothing is read while the window is full: that is the whole
-		// back-pressure, the agent's spool keeps the rest.
-		var in <-chan *pb.StreamRequest
-		var first pending
-		var done, stopped <-chan struct{}
-		if len(st.pending) > 0 {
-			first = st.pending[0]
-			done, stopped = first.ticket.Done(), first.ticket.Stopped()
-		} else if drain {
-			return nil
+		m, err := st.next(ctx)
+		if err != nil {
+			return err
 		}
-		var later <-chan time.Time
-		if !drain && len(st.pending) < st.s.cfg.Window {
-			if wait := st.pace.wait(time.Now()); wait <= 0 {
-				in = st.in
-			} else {
-				later = time.After(wait)
-			}
-		}
-		select {
-		case <-later:
-		case m, ok := <-in:
-			if !ok {
-				return st.ended()
-			}
-			if err := st.take(ctx, m); err != nil {
-				return err
-			}
-		case <-done:
-			if err := st.ack(first); err != nil {
-				return err
-			}
-		case <-stopped:
-			return status.Error(codes.Unavailable, store.ErrClosed.Error())
-		case <-draining:
-			drain, draining = true, nil
-			if err := st.g.Send(&pb.StreamResponse{Message: &pb.StreamResponse_Drain{
-				Drain: &pb.Drain{DelayMs: uint32(st.s.drainDelay().Milliseconds())}}}); err != nil {
-				return err
-			}
-		case <-st.lease.timer():
-			st.lease.look(ctx)
-		case r := <-st.lease.results():
-			if err := st.lease.took(ctx, r); err != nil {
-				return err
-			}
-		case <-st.superseded:
-			return status.Error(codes.Aborted, "the node has newer streams")
-		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
+		if err := st.take(ctx, m); err != nil {
+			return err
 		}
 	}
 }
 
-// ended: the agent closed its side, or the connection is gone. In the first
-// case it still wants its acks.
-func (st *stream) ended() error {
-	if !errors.Is(st.read, io.EOF) {
-		return st.read
+// next reads a message, when it is time. Nothing is read while the window is
+// full: that is the whole back-pressure, the agent's spool keeps the rest.
+func (st *stream) next(ctx context.Context) (*pb.StreamRequest, error) {
+	if wait := st.pace.wait(time.Now()); wait > 0 {
+		later := time.NewTimer(wait)
+		defer later.Stop()
+		select {
+		case <-later.C:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
 	}
-	for _, p := range st.pending {
+	for {
+		st.mu.Lock()
+		n := len(st.pending)
+		st.mu.Unlock()
+		if n < st.s.cfg.Window {
+			return st.recv()
+		}
+		select {
+		case <-st.room:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
+func (st *stream) recv() (*pb.StreamRequest, error) {
+	m, err := st.g.Recv()
+	if err != nil {
+		if status.Code(err) == codes.ResourceExhausted {
+			st.s.m.refusedMessages.WithLabelValues("too_large").Inc()
+		}
+		return nil, err
+	}
+	st.s.m.received.Add(float64(len(m.GetBatch().GetRecords())))
+	return m, nil
+}
+
+// expect has a batch acknowledged when it is on the disk.
+func (st *stream) expect(ctx context.Context, p pending) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.pending = append(st.pending, p)
+	if len(st.pending) == 1 {
+		go st.acks(ctx, p)
+	}
+}
+
+// acks answers what is pending, from p on, and ends when that is nothing.
+func (st *stream) acks(ctx context.Context, p pending) {
+	for {
 		select {
 		case <-p.ticket.Done():
 		case <-p.ticket.Stopped():
+		case <-ctx.Done():
+			return
 		}
 		if err := st.ack(p); err != nil {
-			return err
+			st.end(err)
+			return // and the rest stays: no other one begins
+		}
+		st.mu.Lock()
+		st.pending = st.pending[1:]
+		left, last := len(st.pending), st.last
+		if left > 0 {
+			p = st.pending[0]
+		} else {
+			st.pending = nil
+		}
+		st.mu.Unlock()
+		select {
+		case st.room <- struct{}{}:
+		default:
+		}
+		if left == 0 {
+			if last {
+				st.end(nil)
+			}
+			return
 		}
 	}
-	return nil
 }
 
 // hello waits for the first message and answers it.
 func (st *stream) hello(ctx context.Context) error {
-	late := time.NewTimer(st.s.cfg.HelloWait)
-	defer late.Stop()
-	var m *pb.StreamRequest
-	select {
-	case got, ok := <-st.in:
-		if !ok {
-			if errors.Is(st.read, io.EOF) {
-				return status.Error(codes.InvalidArgument, "the stream ended without a hello")
-			}
-			return st.read
-		}
-		m = got
-	case <-late.C:
-		return status.Errorf(codes.DeadlineExceeded, "no hello within %v", st.s.cfg.HelloWait)
-	case <-st.s.draining:
-		return status.Error(codes.Unavailable, "the collector is stopping")
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+	late := time.AfterFunc(st.s.cfg.HelloWait, func() {
+		st.end(status.Errorf(codes.DeadlineExceeded, "no hello within %v", st.s.cfg.HelloWait))
+	})
+	m, err := st.recv()
+	late.Stop()
+	if errors.Is(err, io.EOF) {
+		return status.Error(codes.InvalidArgument, "the stream ended without a hello")
+	}
+	if err != nil {
+		return err
 	}
 	h := m.GetHello()
 	if h == nil {
@@ -228,9 +286,9 @@ func (st *stream) hello(ctx context.Context) error {
 		st.s.cfg.Log.Warn("an earlier run of the agent lost alerts it had not yet on disk",
 			slog.String("node", st.node), slog.Uint64("lost", res.LostSeqs))
 	}
-	st.epochs = make(map[store.Epoch]bool, len(ask.Lanes))
-	for _, l := range ask.Lanes {
-		st.epochs[l.Epoch] = true
+	st.epochs = make([]store.Epoch, len(ask.Lanes))
+	for i, l := range ask.Lanes {
+		st.epochs[i] = l.Epoch
 	}
 	w := &pb.Welcome{Window: uint32(st.s.cfg.Window), MaxBatchRecords: MaxBatchRecords,
 		MaxBatchBytes: PreferBatchBytes, ServerTime: timestamppb.Now(), Reauth: st.lease != nil}
@@ -238,7 +296,7 @@ func (st *stream) hello(ctx context.Context) error {
 		w.Resume = append(w.Resume, &pb.Resume{Epoch: l.GetEpoch(), After: res.Marks[i]})
 	}
 	st.s.cfg.Log.Debug("agent connected", slog.String("node", st.node), slog.String("version", h.GetAgentVersion()), slog.Int("lanes", len(ask.Lanes)))
-	return st.g.Send(&pb.StreamResponse{Message: &pb.StreamResponse_Welcome{Welcome: w}})
+	return st.send(&pb.StreamResponse{Message: &pb.StreamResponse_Welcome{Welcome: w}})
 }
 
 // take checks one message and passes it on.
@@ -246,7 +304,7 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 	switch {
 	case m.GetBatch() != nil:
 		b, err := checkBatch(m.GetBatch(), st.node, time.Now())
-		if err == nil && !st.epochs[b.Epoch] {
+		if err == nil && !slices.Contains(st.epochs, b.Epoch) {
 			err = fieldErr("batch.epoch", "%v was not in the hello", b.Epoch)
 		}
 		if err != nil {
@@ -257,7 +315,7 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 			st.s.m.refused.WithLabelValues("stream_ended").Add(float64(len(m.GetBatch().GetRecords())))
 			return storeStatus(err)
 		}
-		st.pending = append(st.pending, pending{m.GetBatch().GetEpoch(), t})
+		st.expect(ctx, pending{m.GetBatch().GetEpoch(), t})
 		now := time.Now()
 		st.pace.take(len(m.GetBatch().GetRecords()), now)
 		if wait := st.pace.wait(now); wait > 0 {
@@ -271,7 +329,7 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 		if err != nil {
 			return st.refuse(m, "invalid", fieldErr("heartbeat.epoch", "%v", err))
 		}
-		if !st.epochs[e] {
+		if !slices.Contains(st.epochs, e) {
 			return st.refuse(m, "invalid", fieldErr("heartbeat.epoch", "%v was not in the hello", e))
 		}
 		if hb.GetMade() > store.MaxSeq {
@@ -287,7 +345,7 @@ func (st *stream) take(ctx context.Context, m *pb.StreamRequest) error {
 		if st.lease == nil {
 			return st.refuse(m, "order", errors.New("a reauth on a stream without a token"))
 		}
-		st.lease.show(ctx, m.GetReauth().GetToken())
+		st.lease.show(m.GetReauth().GetToken())
 		return nil
 	case m.GetHello() != nil:
 		return st.refuse(m, "order", errors.New("a second hello"))
@@ -310,10 +368,7 @@ func (st *stream) ack(p pending) error {
 		}
 		return storeStatus(err)
 	}
-	if len(st.pending) > 0 {
-		st.pending = st.pending[1:]
-	}
-	return st.g.Send(&pb.StreamResponse{Message: &pb.StreamResponse_Ack{Ack: &pb.Ack{Epoch: p.epoch, UpTo: res.UpTo}}})
+	return st.send(&pb.StreamResponse{Message: &pb.StreamResponse_Ack{Ack: &pb.Ack{Epoch: p.epoch, UpTo: res.UpTo}}})
 }
 
 // storeStatus tells an agent why the store did not take something.

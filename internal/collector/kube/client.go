@@ -1,8 +1,9 @@
 // Package kube is what the collector asks of a Kubernetes API server: whom a
 // token belongs to, on which node a pod runs, and to keep its certificate
-// authority in one Secret and one ConfigMap.
+// authority in one Secret and one ConfigMap; and, if that is wanted, to watch the
+// policy objects and write their status.
 //
-// Nothing is watched or polled, and every request has an end: an API server
+// Nothing is polled, and every request but a watch has an end: an API server
 // that is silent costs its caller RequestTimeout and no more. The objects must
 // be there; the collector may change them and make none.
 package kube
@@ -32,7 +33,10 @@ import (
 const RequestTimeout = 10 * time.Second
 
 // A Client is safe for many goroutines.
-type Client struct{ rest rest.Interface }
+type Client struct {
+	rest rest.Interface
+	cfg  *rest.Config
+}
 
 // ErrNotInCluster reports that there is no service account here.
 var ErrNotInCluster = errors.New("this is no pod with a service account")
@@ -59,7 +63,7 @@ func newClient(cfg *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
-	return &Client{rest: c}, nil
+	return &Client{rest: c, cfg: cfg}, nil
 }
 
 // ReviewToken implements token.API.

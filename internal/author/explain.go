@@ -268,7 +268,7 @@ func outcomeNote(x *policy.Explanation) string {
 	}
 	switch {
 	case x.Alert && x.Rule.Mode == "DryRun":
-		notes = append(notes, "dry run: counted, no alert")
+		notes = append(notes, "dry run: only who asks is told")
 	case x.Alert && x.Outcome != policy.OutcomeMatch:
 		notes = append(notes, "onUndecided: an alert of severity "+string(x.Rule.Severity()))
 	case x.Alert:

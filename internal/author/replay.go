@@ -273,9 +273,6 @@ func (d *diff) line(sign, code string, f found) {
 	if summary(f) {
 		line = fmt.Appendf(line, " (sums up %d more)", f.alert.GetAggregated().GetCount())
 	}
-	if f.dryRun {
-		line = append(line, " (dry run)"...)
-	}
 	_, err := fmt.Fprintf(d.c.io.Out, "%s%s\n", d.c.style.in(code, sign), line)
 	d.check(err)
 }

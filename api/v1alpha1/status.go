@@ -7,12 +7,14 @@ import (
 // Types of the conditions in a PolicyStatus.
 const (
 	// ConditionAccepted: the policy compiles. The message names the field
-	// that does not.
+	// that does not, with line and column in the expression.
 	ConditionAccepted = "Accepted"
-	// ConditionProgrammed: every node runs this generation.
+	// ConditionProgrammed: every node runs the condition's own
+	// observedGeneration. That is metadata.generation, or an earlier one while
+	// that is not accepted: the last good one stays in force.
 	ConditionProgrammed = "Programmed"
 	// ConditionDegraded: over budget, more than one in a hundred evaluations
-	// undecided, or errors on a node.
+	// undecided, or rules that fail on a node.
 	ConditionDegraded = "Degraded"
 )
 
@@ -30,7 +32,7 @@ type PolicyStatus struct {
 	// +kubebuilder:validation:MaxItems=8
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
-	// What became of each rule.
+	// What became of each rule, as metadata.generation names them.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -41,9 +43,11 @@ type PolicyStatus struct {
 	// +optional
 	Nodes NodeCounts `json:"nodes,omitzero"`
 
-	// Matches of all rules on all nodes, since the agents' starts.
+	// Matches of all rules on all nodes, since the agents' starts. When only
+	// this and what stands at the rules has changed, it is written once a minute
+	// at most, and less often where there are many policies.
 	// +optional
-	Matches int64 `json:"matches,omitempty"`
+	Matches int64 `json:"matches"`
 
 	// The last one of them.
 	// +optional
@@ -74,13 +78,6 @@ type RuleStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
-	// It is evaluated only for events that hold one of its texts. One that is
-	// not costs something with every event.
-	// +optional
-	Indexed bool `json:"indexed,omitempty"`
-	// Parts of it that only the slow evaluator can decide.
-	// +optional
-	OpaqueTerms int32 `json:"opaqueTerms,omitempty"`
 	// Matches.
 	// +optional
 	Matches int64 `json:"matches,omitempty"`
@@ -95,17 +92,18 @@ type RuleStatus struct {
 	LastMatchTime *metav1.Time `json:"lastMatchTime,omitempty"`
 }
 
-// NodeCounts count nodes.
+// NodeCounts count nodes whose agents report: one that has said nothing for
+// three minutes is not counted, and not waited for.
 type NodeCounts struct {
 	// Nodes that should run the policy.
 	// +optional
-	Desired int32 `json:"desired,omitempty"`
+	Desired int32 `json:"desired"`
 	// Nodes that run this generation of it.
 	// +optional
-	Loaded int32 `json:"loaded,omitempty"`
+	Loaded int32 `json:"loaded"`
 	// Nodes that refuse it.
 	// +optional
-	Failed int32 `json:"failed,omitempty"`
+	Failed int32 `json:"failed"`
 	// Some of those, at most 5.
 	// +optional
 	// +listType=atomic

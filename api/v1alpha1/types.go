@@ -102,9 +102,11 @@ type EventKind string
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=='Accepted')].status`
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=='Programmed')].status`
 // +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes.loaded`
+// +kubebuilder:printcolumn:name="Of",type=integer,JSONPath=`.status.nodes.desired`
 // +kubebuilder:printcolumn:name="Matches",type=integer,JSONPath=`.status.matches`
 // +kubebuilder:printcolumn:name="Last",type=date,JSONPath=`.status.lastMatchTime`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=='Accepted')].message`
 type ClusterDetectionPolicy struct {
 	metav1.TypeMeta `json:",inline"`
 	// metadata.name is part of the identity of every rule in the policy and
@@ -151,9 +153,11 @@ type ClusterDetectionPolicyList struct {
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=='Accepted')].status`
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=='Programmed')].status`
 // +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes.loaded`
+// +kubebuilder:printcolumn:name="Of",type=integer,JSONPath=`.status.nodes.desired`
 // +kubebuilder:printcolumn:name="Matches",type=integer,JSONPath=`.status.matches`
 // +kubebuilder:printcolumn:name="Last",type=date,JSONPath=`.status.lastMatchTime`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=='Accepted')].message`
 type DetectionPolicy struct {
 	metav1.TypeMeta `json:",inline"`
 	// metadata.namespace and metadata.name are part of the identity of every

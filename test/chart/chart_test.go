@@ -165,7 +165,7 @@ var values = map[string]string{
 	"names":          "{nameOverride: watch, imagePullSecrets: [{name: regcred}]}",
 	"full name":      "fullnameOverride: very-long-name-that-goes-on-and-on-and-on-until-it-is-cut-somewhere",
 	"digests":        "{agent: {image: {digest: 'sha256:" + digest + "'}}, collector: {image: {digest: 'sha256:" + digest + "', tag: v1}}}",
-	"no pack":        "policies: {starter: false, namespaceAdmins: false}",
+	"no pack":        "policies: {starter: false, namespaceAdmins: false, status: false}",
 	"dry run":        "policies: {mode: DryRun, exclude: [host]}",
 	"own class":      "agent: {priorityClassName: system-node-critical}",
 	"no class":       "priorityClass: {create: false}",
@@ -316,10 +316,11 @@ func checkReferences(t *testing.T, all []runtime.Object) {
 var mayRead = map[string][]string{
 	"procession-agent": {"get,list,watch clusterdetectionpolicies", "get,list,watch detectionpolicies", "get nodes/pods",
 		"list,watch pods", "list,watch namespaces", "get nodes", "get configmaps [procession-ca]"},
-	"procession-collector": {"create tokenreviews", "get,patch secrets [procession-ca-key]", "get,patch configmaps [procession-ca]", "get pods"},
-	"procession-crds":      {"get,patch customresourcedefinitions [clusterdetectionpolicies.procession.dev detectionpolicies.procession.dev]"},
-	"procession-view":      {"get,list,watch detectionpolicies"},
-	"procession-admin":     {"create,update,patch,delete,deletecollection detectionpolicies"},
+	"procession-collector": {"create tokenreviews", "get,patch secrets [procession-ca-key]", "get,patch configmaps [procession-ca]", "get pods",
+		"list,watch clusterdetectionpolicies", "list,watch detectionpolicies", "patch clusterdetectionpolicies/status", "patch detectionpolicies/status"},
+	"procession-crds":  {"get,patch customresourcedefinitions [clusterdetectionpolicies.procession.dev detectionpolicies.procession.dev]"},
+	"procession-view":  {"get,list,watch detectionpolicies"},
+	"procession-admin": {"create,update,patch,delete,deletecollection detectionpolicies"},
 }
 
 // checkPrivileges holds what pods and accounts may do against what is promised.

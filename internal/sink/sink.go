@@ -128,7 +128,8 @@ type Runner struct {
 	until   time.Time     // end of the lease
 	moved   *store.Ticket // the last cursor on its way to the store
 	saved   int64         // the cursor in it
-	fails   int           // failures in a row
+	fails   int           // failures in a row: how long the next pause is
+	failing int           // failures since trouble was logged; 0: none is
 	recs    []store.Record
 	kept    []store.Record // those of recs that pass the filter
 
@@ -533,7 +534,7 @@ func (r *Runner) Flush(ctx context.Context) error {
 // is over, not each try.
 func (r *Runner) failed(ctx context.Context, err error) {
 	r.m.errors.WithLabelValues(r.cfg.Name, "failed").Inc()
-	if r.fails == 0 {
+	if r.failing++; r.failing == 1 {
 		r.cfg.Log.Warn("sink fails; it is tried again until it works", slog.Any("err", err))
 	}
 	r.tell(func(s *Status) {
@@ -551,10 +552,10 @@ func (r *Runner) failed(ctx context.Context, err error) {
 }
 
 func (r *Runner) works() {
-	if r.fails > 0 {
-		r.cfg.Log.Info("sink works again", slog.Int("tries", r.fails+1))
+	if r.failing > 0 {
+		r.cfg.Log.Info("sink works again", slog.Int("failures", r.failing))
 	}
-	r.fails = 0
+	r.fails, r.failing = 0, 0
 	r.tell(func(s *Status) { s.Err, s.Since, s.Behind = "", time.Time{}, time.Time{} })
 }
 

@@ -1,10 +1,12 @@
 package sink_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -377,5 +379,33 @@ func TestRender(t *testing.T) {
 				t.Errorf("line %q has control characters", line)
 			}
 		})
+	}
+}
+
+// Trouble is told once when it begins and once when it is over, also by a sink
+// that takes some records, or refuses one, while it lasts.
+func TestTroubleIsLoggedOnce(t *testing.T) {
+	e := newEnv(t, storetest.Dir(t))
+	var log bytes.Buffer // read after Run has ended
+	c := &collect{}
+	tries := 0
+	c.do = func(recs []store.Record) error {
+		switch tries++; {
+		case tries == 1:
+			return errors.New("away")
+		case tries < 6:
+			return &sink.DeliveryError{Done: 1, Err: errors.New("one was taken")}
+		case tries == 6:
+			return &sink.DeliveryError{Refused: true, Err: errors.New("no good")}
+		}
+		return nil
+	}
+	r := e.runner(t, "s", c, func(c *sink.Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	e.add(t, 20)
+	stop := run(t, r)
+	waitFor(t, r, 20)
+	stop()
+	if began, over := strings.Count(log.String(), "sink fails"), strings.Count(log.String(), "sink works again"); began != 1 || over != 1 {
+		t.Errorf("trouble is said to begin %d times and to be over %d times, want 1 and 1:\n%s", began, over, log.String())
 	}
 }

@@ -356,7 +356,7 @@ func FuzzFormats(f *testing.F) {
 		f.Add(r.Payload, uint8(r.Kind), r.Reason)
 	}
 	f.Fuzz(func(t *testing.T, payload []byte, kind uint8, reason string) {
-		r := store.Record{Node: "n", Seq: 1, To: 1, Kind: store.Kind(kind%6 + 1), Payload: payload, Reason: reason, Received: testTime}
+		r := store.Record{Node: "n", Seq: 1, To: 1, Kind: store.Kind(kind%7 + 1), Payload: payload, Reason: reason, Received: testTime}
 		for _, name := range Formats() {
 			js := Format(name).Append(nil, "c", &r)
 			if !json.Valid(js) || bytes.ContainsFunc(js, func(c rune) bool { return c < ' ' }) {

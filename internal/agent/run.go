@@ -19,6 +19,7 @@ import (
 	"github.com/procession-dev/procession/internal/alert"
 	"github.com/procession-dev/procession/internal/debughttp"
 	"github.com/procession-dev/procession/internal/enrich"
+	"github.com/procession-dev/procession/internal/enrich/cgroup"
 	"github.com/procession-dev/procession/internal/enrich/kube"
 	"github.com/procession-dev/procession/internal/event"
 	"github.com/procession-dev/procession/internal/forward"
@@ -299,7 +300,7 @@ func (a *agent) sayListening(processes int) {
 			a.log.Warn("no rule is in force: nothing will be alerted until the policy directory holds one that compiles", "dir", a.flags.policies)
 		}
 	}
-	a.log.Info("listening", "way", st.Way, "since", st.Since, "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
+	a.log.Info("listening", "way", st.Way, "since", st.Since, "cgroups", cgroup.Layout(), "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
 }
 
 // sayGoodbye sums up, so that the log's last line answers what was delivered.

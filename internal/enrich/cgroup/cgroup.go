@@ -1,5 +1,5 @@
 // Package cgroup tells from a cgroup path which container and pod a process
-// belongs to.
+// belongs to. It is the home of github.com/containerd/cgroups.
 //
 // Every runtime, cgroup driver and nesting writes another path, so a path is
 // read for its parts (a pod's uid, a container's id, names of runtimes), never

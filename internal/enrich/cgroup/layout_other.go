@@ -1,0 +1,6 @@
+//go:build !linux
+
+package cgroup
+
+// Layout is "": there are no cgroups.
+func Layout() string { return "" }

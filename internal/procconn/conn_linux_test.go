@@ -142,7 +142,10 @@ func TestSignalsAndTraces(t *testing.T) {
 // TestShortProcesses: the arguments and the program of 2,000 processes that
 // live for less than a millisecond, seen both ways at the same time.
 func TestShortProcesses(t *testing.T) {
-	n, part := 2000, 0.97
+	// The fall-back tells 98 % and more on a machine at work (docs/capture.md), and
+	// 96.6 % at a load of 20 with the test itself at nice 15: this finds what is
+	// broken, "make bench" what is slower.
+	n, part := 2000, 0.9
 	if testing.Short() { // in an emulator, whose CPUs wake each other up late
 		n, part = 200, 0.75
 	}

@@ -51,7 +51,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&f.names, "name", "", "only programs with one of these `names` (task name or last part of the path)")
 	fs.StringVar(&f.color, "color", "auto", "auto, always, never")
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
-	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
+	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while many come, half as often while few do, 1ms to 50ms (default 10ms)")
 	if err := parse(fs, eventsHelp, args, stdout); err != nil {
 		return err
 	}

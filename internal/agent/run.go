@@ -87,7 +87,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	f.cluster.register(fs)
 	f.pods.register(fs)
 	fs.StringVar(&f.recorder, "recorder", "auto", "use of the eBPF recorder: auto, off, require")
-	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while they come, 1ms to 50ms (default 10ms)")
+	fs.DurationVar(&f.drain, "drain", 0, "how often events are taken from the kernel while many come, half as often while few do, 1ms to 50ms (default 10ms)")
 	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long to offer alerts to the collector when stopping")
 	fs.Int64Var(&f.spoolBytes, "spool-bytes", 64<<20, "bound of the alerts on disk, in `bytes`; the oldest give way and are reported as lost")
 	fs.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics, /healthz and /readyz on this loopback `host:port`; empty is off")

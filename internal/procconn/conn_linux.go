@@ -39,6 +39,7 @@ type source interface {
 	listener() *socket                             // that sends LISTEN
 	drain(last bool) (n int, more bool, err error) // see fallback
 	idle() bool                                    // nothing is held back
+	pause(n int) time.Duration                     // until the next look, after one that found n records
 	wait(d time.Duration) error                    // until something comes, wake is called, or d is over
 	wake()
 	losses(tell func(Loss)) error
@@ -270,7 +271,7 @@ func (c *Conn) run(h Handler) error {
 		switch {
 		case more:
 		case n > 0 || !c.src.idle():
-			nap(c.cfg.DrainInterval)
+			nap(c.src.pause(n))
 		default:
 			if err := c.src.wait(c.untilNext()); err != nil {
 				return err

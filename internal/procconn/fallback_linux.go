@@ -383,6 +383,9 @@ func (f *fallback) tell(horizon uint64) (n int) {
 	return n
 }
 
+// pause is short: what is held back to be put in order waits for it too.
+func (f *fallback) pause(int) time.Duration { return f.c.cfg.DrainInterval }
+
 // idle says whether nothing is held back.
 func (f *fallback) idle() bool { return len(f.pending) == 0 }
 

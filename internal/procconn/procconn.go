@@ -38,8 +38,9 @@ type Config struct {
 	Cwd bool
 	// DrainInterval is how long the reader sleeps between two looks while
 	// events keep coming: about twice the typical delay of an event, and the
-	// main cost of the reader. 1 to 50 ms, default 10 ms. An idle reader does
-	// not wake up.
+	// main cost of the reader. 1 to 50 ms, default 10 ms. The recorder's sleeps
+	// twice as long, up to 20 ms, while few events come. An idle reader does not
+	// wake up.
 	DrainInterval time.Duration
 	// RingBytes is the size of the recorder's ring, a power of two from 64 KiB
 	// to 1 GiB. Default 4 MiB, about 9,900 usual records.

@@ -137,6 +137,25 @@ func (r *recording) full() float64 { return r.rec.Full() }
 
 func (r *recording) idle() bool { return true }
 
+// few is less than how many records a look must find for the next one to be due
+// after DrainInterval: else it is a waste. Waking up, and Go's scheduler, which
+// looks after a thread that has been in a system call, take as long as 5 to 10
+// records do; a program that lives for a millisecond makes 3 in that time.
+const few = 64
+
+// lazy is the longest pause that is made longer than DrainInterval: the ring
+// holds what a storm makes in five times that.
+const lazy = 20 * time.Millisecond
+
+// pause is twice DrainInterval while few records come.
+func (r *recording) pause(n int) time.Duration {
+	d := r.c.cfg.DrainInterval
+	if n >= few {
+		return d
+	}
+	return max(d, min(2*d, lazy))
+}
+
 func (r *recording) wait(d time.Duration) error {
 	_, err := r.rec.Wait(d)
 	return err

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -317,6 +318,61 @@ func TestChart(t *testing.T) {
 	t.Logf("the webhook delivered %d records again", s.repeats)
 }
 
+// A policyObject is what kubectl shows of a policy.
+type policyObject struct {
+	Metadata struct{ Generation int64 }
+	Status   struct {
+		ObservedGeneration int64
+		Nodes              struct{ Desired, Loaded, Failed int }
+		Conditions         []policyCondition
+	}
+}
+
+type policyCondition struct {
+	Type, Status, Reason, Message string
+	ObservedGeneration            int64
+}
+
+func (o *policyObject) condition(typ string) policyCondition {
+	for _, c := range o.Status.Conditions {
+		if c.Type == typ {
+			return c
+		}
+	}
+	return policyCondition{}
+}
+
+// inForce is how a good policy stands.
+func inForce(o *policyObject) error {
+	if o.Status.ObservedGeneration != o.Metadata.Generation || o.Status.Nodes.Desired != 1 || o.Status.Nodes.Loaded != 1 || o.Status.Nodes.Failed != 0 {
+		return fmt.Errorf("generation %d: %+v", o.Metadata.Generation, o.Status)
+	}
+	for typ, want := range map[string]string{"Accepted": "True", "Programmed": "True", "Degraded": "False"} {
+		if c := o.condition(typ); c.Status != want || c.ObservedGeneration != o.Metadata.Generation {
+			return fmt.Errorf("generation %d: %+v", o.Metadata.Generation, c)
+		}
+	}
+	return nil
+}
+
+// waitStatus waits until the status of a policy is as it should be.
+func waitStatus(t *testing.T, c *cluster.Cluster, object string, is func(*policyObject) error) {
+	t.Helper()
+	began := time.Now()
+	c.Eventually(t, "the status of "+object, func() error {
+		out, err := c.Kubectl(t.Context(), append([]string{"get", "--output", "json"}, strings.Fields(object)...)...)
+		if err != nil {
+			return err
+		}
+		var o policyObject
+		if err := json.Unmarshal([]byte(out), &o); err != nil {
+			return err
+		}
+		return is(&o)
+	})
+	t.Logf("its status says so after at most %v", time.Since(began).Round(time.Millisecond))
+}
+
 // upgrade changes both pod templates while alerts come.
 func upgrade(t *testing.T, r *release, p *product, values ...string) {
 	t.Helper()
@@ -401,6 +457,7 @@ func testPolicies(t *testing.T, p *product) {
 		if err := c.ApplyErr(t.Context(), fmt.Sprintf(trialPolicy, "process.cmdline.contains('trial-one')")); err != nil {
 			t.Fatal(err)
 		}
+		waitStatus(t, c, "clusterdetectionpolicy/e2e-trial", inForce)
 		try(t, "trial-one", true)
 	})
 	t.Run("changed", func(t *testing.T) {
@@ -409,6 +466,7 @@ func testPolicies(t *testing.T, p *product) {
 		}
 		try(t, "trial-two", true)
 		try(t, "trial-one", false)
+		waitStatus(t, c, "clusterdetectionpolicy/e2e-trial", inForce)
 	})
 	t.Run("broken keeps its last good generation, and says so", func(t *testing.T) {
 		if err := c.ApplyErr(t.Context(), fmt.Sprintf(trialPolicy, "process.nothing.of.the.kind == 1")); err != nil {
@@ -421,6 +479,22 @@ func testPolicies(t *testing.T, p *product) {
 			}
 			return err
 		})
+		waitStatus(t, c, "clusterdetectionpolicy/e2e-trial", func(o *policyObject) error {
+			accepted, programmed := o.condition("Accepted"), o.condition("Programmed")
+			if accepted.Status != "False" || accepted.ObservedGeneration != o.Metadata.Generation ||
+				!strings.HasPrefix(accepted.Message, "rule trial: spec.rules[0].condition: 1:") || !strings.Contains(accepted.Message, "process.nothing") {
+				return fmt.Errorf("Accepted: %+v", accepted)
+			}
+			if programmed.Status != "True" || programmed.ObservedGeneration != o.Metadata.Generation-1 || o.Status.Nodes.Failed != 1 || o.Status.Nodes.Loaded != 0 {
+				return fmt.Errorf("Programmed: %+v, nodes %+v", programmed, o.Status.Nodes)
+			}
+			return nil
+		})
+		t.Logf("kubectl get --output wide:\n%s", c.Do(t, "get", "clusterdetectionpolicy", "e2e-trial", "--output", "wide"))
+		// What is waited for is the version that was applied, not the one before.
+		if _, err := c.Kubectl(t.Context(), "wait", "--for=condition=Programmed", "--timeout=1s", "clusterdetectionpolicy/e2e-trial"); err == nil {
+			t.Error("kubectl wait takes the last good version for the one that was applied")
+		}
 		try(t, "trial-two", true)
 	})
 	t.Run("mended", func(t *testing.T) {
@@ -428,6 +502,8 @@ func testPolicies(t *testing.T, p *product) {
 			t.Fatal(err)
 		}
 		try(t, "trial-three", true)
+		c.Do(t, "wait", "--for=condition=Programmed", "--timeout=60s", "clusterdetectionpolicy/e2e-trial")
+		waitStatus(t, c, "clusterdetectionpolicy/e2e-trial", inForce)
 		try(t, "trial-two", false)
 	})
 	t.Run("a typing error is refused by the API server", func(t *testing.T) {
@@ -435,6 +511,20 @@ func testPolicies(t *testing.T, p *product) {
 		if err := c.ApplyErr(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "severity") {
 			t.Errorf("answer: %v", err)
 		}
+	})
+	t.Run("a policy of a namespace", func(t *testing.T) {
+		own := strings.NewReplacer("kind: Cluster", "kind: ", "{name: e2e-trial", "{namespace: "+targets[0].namespace+", name: e2e-trial").Replace(fmt.Sprintf(trialPolicy, "process.nome == 'x'"))
+		c.Apply(t, own)
+		object := "--namespace=" + targets[0].namespace + " detectionpolicy/e2e-trial"
+		waitStatus(t, c, object, func(o *policyObject) error {
+			if a, p := o.condition("Accepted"), o.condition("Programmed"); a.Status != "False" || p.Status != "False" || p.Reason != "Refused" {
+				return fmt.Errorf("Accepted %+v, Programmed %+v", a, p)
+			}
+			return nil
+		})
+		c.Apply(t, strings.Replace(own, "process.nome", "process.name", 1))
+		waitStatus(t, c, object, inForce)
+		c.Do(t, "delete", "detectionpolicy", "e2e-trial", "--namespace", targets[0].namespace)
 	})
 	t.Run("deleted", func(t *testing.T) {
 		c.Do(t, "delete", "clusterdetectionpolicy", "e2e-trial")

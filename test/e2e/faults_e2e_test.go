@@ -99,6 +99,24 @@ func (p *product) lastListened() (time.Time, error) {
 	return time.Parse(time.RFC3339Nano, said[len(said)-1][1])
 }
 
+// unwatched is the time that an agent names as not watched.
+func (r *record) unwatched() (s span, ok bool) {
+	if r.Rule != "Procession//agent/not-watching" {
+		return span{}, false
+	}
+	for _, e := range r.Evidence {
+		at, err := time.Parse(time.RFC3339Nano, e.Value)
+		switch {
+		case err != nil:
+		case e.Field == "unwatched.from":
+			s.from = at
+		case e.Field == "unwatched.until":
+			s.to = at
+		}
+	}
+	return s, !s.from.IsZero() && !s.to.IsZero()
+}
+
 func (p *product) listensSince(from time.Time) error {
 	at, err := p.lastListened()
 	if err == nil && at.Before(from) {
@@ -119,6 +137,23 @@ func (p *product) blindSince(t *testing.T, from time.Time) {
 	if to.Before(from) {
 		t.Fatalf("the agent was killed at %v and says it listens since %v", from, to)
 	}
-	p.blind = append(p.blind, span{from: from.Add(-time.Second), to: to})
-	t.Logf("the agent heard nothing for %v", to.Sub(from).Round(time.Millisecond))
+	// That time is not hidden: the agent names it, and nothing else excuses a tick.
+	p.c.Eventually(t, "the time in which nobody watched is named", func() error {
+		all, err := p.alerts(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			if s, ok := r.unwatched(); ok && s.to.Sub(to).Abs() < 100*time.Millisecond {
+				if to.Sub(s.from) > to.Sub(from)+10*time.Second {
+					return fmt.Errorf("killed at %v, it names %v to %v", from, s.from, s.to)
+				}
+				t.Logf("%s: %s", r.Severity, r.Message)
+				p.blind = append(p.blind, span{from: s.from.Add(-time.Second), to: s.to})
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	t.Logf("the agent heard nothing for %v at most", to.Sub(from).Round(time.Millisecond))
 }

@@ -40,6 +40,7 @@ type record struct {
 	Lost      string    `json:"lost"`   // of a loss
 	Reason    string    `json:"reason"` // of a loss
 	Process   *process  `json:"process"`
+	Evidence  []struct{ Field, Value string }
 	Container struct {
 		ID   string `json:"id"`
 		Name string `json:"name"`

@@ -54,6 +54,7 @@ const (
 	lookEvery   = 2 * time.Second  // news are looked for
 	sumAgain    = 30 * time.Second // all is summed up, news or not
 	urgentEvery = 5 * time.Second  // least time between two writes to a policy
+	grace       = 4 * time.Second  // nodes have it to take a new generation before its status says that some have not
 	countsEvery = time.Minute      // the same, when only counts have changed
 	countsPause = 5 * time.Second  // least time between two such writes, of all policies
 	atOnce      = 10               // writes in one look
@@ -73,6 +74,7 @@ type Writer struct {
 	nodes   map[string]*node
 	heard   map[string]time.Duration // by node: when its report came, by the clock of Run
 	wrote   map[string]*written      // by UID of the policy
+	came    map[string]arrival       // by UID: when its generation was first seen
 	seen    map[string]bool          // what Reporting said
 	summed  time.Duration            // when all was summed up
 	counts  time.Duration            // when counts were written
@@ -87,12 +89,18 @@ type written struct {
 	at     time.Duration
 }
 
+// arrival is when a generation was first seen.
+type arrival struct {
+	generation int64
+	at         time.Duration
+}
+
 // New makes a Writer.
 func New(cfg Config) *Writer {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Writer{cfg: cfg, nodes: map[string]*node{}, heard: map[string]time.Duration{}, wrote: map[string]*written{}, summed: -sumAgain, counts: -countsPause,
+	w := &Writer{cfg: cfg, nodes: map[string]*node{}, heard: map[string]time.Duration{}, wrote: map[string]*written{}, came: map[string]arrival{}, summed: -sumAgain, counts: -countsPause,
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "procession_collector_policy_status_writes_total",
 			Help: "Writes of a policy's status, by result. failed growing: kubectl shows old status, and nothing else is wrong by it; the log says why."}, []string{"result"}),
@@ -268,6 +276,9 @@ func (w *Writer) write(ctx context.Context, policies []*Policy, nodes []*node, n
 		all = append(all, due{p, is, !same(is, was), last})
 	}
 	maps.DeleteFunc(w.wrote, func(uid string, _ *written) bool { return !there[uid] })
+	maps.DeleteFunc(w.came, func(uid string, _ arrival) bool { return !there[uid] })
+	w.pending = len(all) > 0
+	all = slices.DeleteFunc(all, func(d due) bool { return w.underway(d, up) })
 	w.show(states)
 	slices.SortStableFunc(all, func(a, b due) int {
 		switch {
@@ -282,7 +293,6 @@ func (w *Writer) write(ctx context.Context, policies []*Policy, nodes []*node, n
 		}
 		return strings.Compare(a.p.Object(), b.p.Object())
 	})
-	w.pending = len(all) > 0
 	n := 0
 	for _, d := range all {
 		if n == atOnce || ctx.Err() != nil {
@@ -300,6 +310,18 @@ func (w *Writer) write(ctx context.Context, policies []*Policy, nodes []*node, n
 		}
 	}
 	return nil
+}
+
+// underway says whether nodes are about to take a new generation: what they make
+// of it is written once, and not first that they have said nothing.
+func (w *Writer) underway(d due, up time.Duration) bool {
+	came, ok := w.came[d.p.UID]
+	if !ok || came.generation != d.p.Generation {
+		came = arrival{d.p.Generation, up}
+		w.came[d.p.UID] = came
+	}
+	n := &d.status.Nodes
+	return n.Loaded+n.Failed < n.Desired && up-came.at < grace
 }
 
 func (w *Writer) apply(ctx context.Context, d due, up time.Duration) error {

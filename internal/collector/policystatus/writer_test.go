@@ -158,7 +158,8 @@ func TestWriter(t *testing.T) {
 	}
 	// A change is written at once, the next to the same policy five seconds later.
 	w.policy("p", 2)
-	w.pass(2*time.Second, "seen by nobody", "ClusterDetectionPolicy/p: Accepted=Unknown/Waiting@2 Programmed=False/Progressing@2 Degraded=False/AsWritten@2 of 1: 0 loaded, 0 failed")
+	w.pass(2*time.Second, "nodes are about to take it")
+	w.pass(4*time.Second, "seen by nobody", "ClusterDetectionPolicy/p: Accepted=Unknown/Waiting@2 Programmed=False/Progressing@2 Degraded=False/AsWritten@2 of 1: 0 loaded, 0 failed")
 	w.report("a", state("p", 2, 1, 0))
 	w.pass(2*time.Second, "refused, and written a moment ago")
 	w.pass(4*time.Second, "refused", "ClusterDetectionPolicy/p: Accepted=False/Refused@2 Programmed=True/LastGoodInForce@1 Degraded=False/AsWritten@2 of 1: 0 loaded, 1 failed")
@@ -174,14 +175,21 @@ func TestWriter(t *testing.T) {
 	w.pass(10*time.Second, "c is new", "ClusterDetectionPolicy/p: Accepted=False/Refused@2 Programmed=True/LastGoodInForce@1 Degraded=False/AsWritten@2 of 2: 0 loaded, 2 failed")
 	w.reporting = map[string]bool{}
 	w.pass(time.Minute, "nobody reports", "ClusterDetectionPolicy/p: Accepted=Unknown/NoNodes@2 Programmed=Unknown/NoNodes@2 Degraded=Unknown/NoNodes@2 of 0: 0 loaded, 0 failed")
+	// What nodes take within the grace is written once.
+	w.reporting = map[string]bool{"a": true}
+	w.policy("p", 3)
+	w.pass(time.Minute, "changed")
+	w.report("a", state("p", 3, 3, 0))
+	w.reporting = map[string]bool{"a": true}
+	w.pass(2*time.Second, "taken", "ClusterDetectionPolicy/p: Accepted=True/Compiled@3 Programmed=True/InForce@3 Degraded=False/AsWritten@3 of 1: 1 loaded, 0 failed")
 	// Gone, and another one of its name.
 	delete(w.api.policies, "ClusterDetectionPolicy/p")
 	w.pass(time.Minute, "gone")
 	if n := storetest.Counters(t, w.reg, "procession_collector_policies")["all"]; n != 0 {
 		t.Errorf("%v policies are shown", n)
 	}
-	if n := storetest.Counters(t, w.reg, "procession_collector_policy_status_writes_total")["ok"]; n != 7 {
-		t.Errorf("%v writes are counted, want 7", n)
+	if n := storetest.Counters(t, w.reg, "procession_collector_policy_status_writes_total")["ok"]; n != 8 {
+		t.Errorf("%v writes are counted, want 8", n)
 	}
 }
 
@@ -257,6 +265,7 @@ func TestOthers(t *testing.T) {
 
 	// One that vanishes between the watch and the write is no failure.
 	w.policy("q", 1)
+	w.report("a", state("p", 1, 1, 0), state("q", 1, 1, 0))
 	gone := &vanishing{w.api}
 	w.w.cfg.API = gone
 	w.pass(2*time.Second, "gone meanwhile")
@@ -308,6 +317,7 @@ func TestOneWriter(t *testing.T) {
 		t.Errorf("the first writes %d", n)
 	}
 	w.policy("p", 2)
+	w.report("a", state("p", 2, 2, 0))
 	if n := look(two, 0); n != 0 {
 		t.Errorf("the second writes %d", n)
 	}

@@ -115,6 +115,33 @@ func newFlags(name string) *flag.FlagSet {
 // prints about, which begins with the usage, and the flags to out and returns
 // flag.ErrHelp.
 func parse(fs *flag.FlagSet, about string, args []string, out io.Writer, groups ...present.FlagGroup) error {
+	if err := parseFlags(fs, about, args, out, groups); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return usagef("unexpected argument %q; agent %s --help explains the flags", fs.Arg(0), fs.Name())
+	}
+	return nil
+}
+
+// parseOne is parse for a command with one argument, before or behind its
+// flags; arg is "" when there is none.
+func parseOne(fs *flag.FlagSet, about string, args []string, out io.Writer) (arg string, err error) {
+	for {
+		if err := parseFlags(fs, about, args, out, nil); err != nil {
+			return "", err
+		}
+		switch {
+		case fs.NArg() == 0:
+			return arg, nil
+		case arg != "":
+			return "", usagef("unexpected argument %q; agent %s --help explains", fs.Arg(0), fs.Name())
+		}
+		arg, args = fs.Arg(0), fs.Args()[1:]
+	}
+}
+
+func parseFlags(fs *flag.FlagSet, about string, args []string, out io.Writer, groups []present.FlagGroup) error {
 	err := fs.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -122,8 +149,6 @@ func parse(fs *flag.FlagSet, about string, args []string, out io.Writer, groups 
 		return cmp.Or(present.WriteFlags(out, fs, groups...), err)
 	case err != nil:
 		return usagef("%w; agent %s --help explains the flags", err, fs.Name())
-	case fs.NArg() > 0:
-		return usagef("unexpected argument %q; agent %s --help explains the flags", fs.Arg(0), fs.Name())
 	}
 	return nil
 }

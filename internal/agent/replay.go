@@ -77,17 +77,11 @@ func replayCommand(args []string, stdout, stderr io.Writer) error {
 
 // parseFile parses flags and the one argument, a file.
 func parseFile(fs *flag.FlagSet, about string, args []string, out io.Writer) (string, error) {
-	file := ""
-	if n := len(args); n > 0 && args[n-1] != "" && args[n-1][0] != '-' {
-		file, args = args[n-1], args[:n-1]
+	file, err := parseOne(fs, about, args, out)
+	if err == nil && file == "" {
+		err = usagef("the file is missing; agent %s --help explains", fs.Name())
 	}
-	if err := parse(fs, about, args, out); err != nil {
-		return "", err
-	}
-	if file == "" {
-		return "", usagef("the file is missing; agent %s --help explains", fs.Name())
-	}
-	return file, nil
+	return file, err
 }
 
 // A judge prints the alerts that policies raise.

@@ -2,11 +2,11 @@ package agent
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -49,14 +49,11 @@ func spoolCommand(args []string, stdout, stderr io.Writer) error {
 	if args[0] == "dump" {
 		fs.StringVar(&format, "format", "auto", "text, json (one object a line), or auto: text on a terminal, else json")
 	}
-	dir := defaultSpool
-	rest := args[1:]
-	if n := len(rest); n > 0 && !strings.HasPrefix(rest[n-1], "-") && (n < 2 || rest[n-2] != "--format" && rest[n-2] != "-format") {
-		dir, rest = rest[n-1], rest[:n-1]
-	}
-	if err := parse(fs, spoolHelp, rest, stdout); err != nil {
+	dir, err := parseOne(fs, spoolHelp, args[1:], stdout)
+	if err != nil {
 		return err
 	}
+	dir = cmp.Or(dir, defaultSpool)
 	out := bufio.NewWriter(stdout)
 	defer out.Flush()
 	if args[0] == "verify" {

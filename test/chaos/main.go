@@ -140,9 +140,10 @@ func run(o options, out io.Writer) (err error) {
 		fmt.Fprintln(out, "breach:", d)
 	}
 	n := 0
+	var kinds []string
 	for _, f := range names() {
 		if counts[f] > 0 {
-			fmt.Fprintf(out, "  %-16s %d\n", f, counts[f])
+			kinds = append(kinds, fmt.Sprintf("%s %d", f, counts[f]))
 			n += counts[f]
 		}
 	}
@@ -150,7 +151,8 @@ func run(o options, out io.Writer) (err error) {
 	if v.breach() {
 		word, err = "BROKEN", errBreach
 	}
-	fmt.Fprintf(out, "%s: seed %d, %s, %v, %d faults, %d acts seen by %d agents; %v\n", word, o.seed, o.store, o.time, n, acts, len(w.agents), v)
+	fmt.Fprintf(out, "%s: seed %d, %s, %v, %d faults of %d kinds (%s), %d acts seen by %d agents; %v\n",
+		word, o.seed, o.store, o.time, n, len(kinds), strings.Join(kinds, ", "), acts, len(w.agents), v)
 	return err
 }
 

@@ -82,6 +82,10 @@ bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS
 	@go run ./test/bench -markdown bin/bench.md $(BENCHFLAGS)
 	@$(if $(DOCS),hack/section.sh docs/capture.md bench bin/bench.md)
 
+.PHONY: bench-delivery
+bench-delivery: build ## what delivery costs: 5,000 agents, alerts/s beside a bare loop, 10,000 hostile connections; as root, 6 minutes (DELIVERYFLAGS=-help explains)
+	@go run ./test/delivery $(DELIVERYFLAGS)
+
 .PHONY: proof
 proof: build ## what is promised of the agent, measured: every exec told rightly, memory, idle CPU; as root (DOCS=1 as with bench)
 	@rm -f bin/proof.md; go run ./test/bench -proof -markdown bin/proof.md $(PROOFFLAGS); status=$$?; \

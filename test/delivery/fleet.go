@@ -51,9 +51,8 @@ func runFleet(addr, dir string) error {
 			return err
 		}
 		defer sp.Close()
-		tls := filepath.Join(dir, "tls", n.Name())
 		all[i], err = forward.New(forward.Config{Spool: sp, Target: "passthrough:///" + addr, Node: n.Name(), DrainTimeout: -1,
-			TLS:  forward.Files{CA: filepath.Join(tls, pki.BundleFile), Cert: filepath.Join(tls, "agent.crt"), Key: filepath.Join(tls, "agent.key"), ServerName: "localhost"}.TLS,
+			TLS:  agentFiles(filepath.Join(dir, "tls", n.Name())).TLS,
 			Dial: dialFrom(source(i))})
 		if err != nil {
 			return err
@@ -191,6 +190,8 @@ func (f *fleet) arrive(ctx context.Context, c *collector, n int) (a arrival, err
 	}
 }
 
+func nodeName(i int) string { return fmt.Sprintf("node-%05d", i) }
+
 // issue makes a certificate for each of n nodes below dir/tls.
 func issue(state, dir string, n int) error {
 	ca, err := pki.Open(filepath.Join(state, "pki"))
@@ -198,7 +199,7 @@ func issue(state, dir string, n int) error {
 		return err
 	}
 	for i := range n {
-		node := fmt.Sprintf("node-%05d", i)
+		node := nodeName(i)
 		if _, err := ca.Issue(node, time.Hour, filepath.Join(dir, "tls", node)); err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@
 // memory is not counted, and which shares the CPUs. The bare loop takes turns
 // with the whole way, in one run, on one file system, and the median is told.
 //
-// It needs a quiet machine. Part spool needs root, because a real agent makes
+// It needs a quiet machine. Part agent needs root, because a real agent makes
 // real alerts of real processes there.
 package main
 
@@ -30,6 +30,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -62,16 +63,16 @@ type part struct {
 func parts() []part {
 	return []part{
 		{"idle", "memory with idle agents, and how they come back", (*bench).idle},
+		{"durable", "alerts per second beside a bare loop, and the time to an acknowledgement", (*bench).durable},
+		{"agent", "memory of an agent with a full spool", (*bench).agentSpool},
+		{"flood", "hostile connections beside honest agents", (*bench).flood},
 	}
 }
 
 func main() {
-	if len(os.Args) == 4 && os.Args[1] == fleetWord {
-		if err := runFleet(os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, "fleet:", err)
-			os.Exit(1)
-		}
-		return
+	if err := child(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
@@ -81,6 +82,26 @@ func main() {
 		fmt.Fprintln(os.Stderr, "delivery:", err)
 		os.Exit(1)
 	}
+}
+
+// child runs, and exits, if this process is one.
+func child(args []string) (err error) {
+	switch {
+	case len(args) == 3 && args[0] == fleetWord:
+		err = runFleet(args[1], args[2])
+	case len(args) == 4 && args[0] == floodWord:
+		n, e := strconv.Atoi(args[3])
+		if e != nil {
+			return e
+		}
+		err = runFlood(args[1], args[2], n)
+	default:
+		return nil
+	}
+	if err == nil {
+		os.Exit(0)
+	}
+	return fmt.Errorf("%s: %w", args[0], err)
 }
 
 func run(ctx context.Context, args []string, out, log io.Writer) error {
@@ -118,6 +139,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
+	where := machine()
 	remove, err := b.prepare(ctx)
 	if err != nil {
 		return err
@@ -134,7 +156,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 	if _, err := out.Write(b.rows.markdown()); err != nil || *docs == "" {
 		return err
 	}
-	return putTable(*docs, append([]byte(machine()+"\n\n"), b.rows.markdown()...))
+	return putTable(*docs, append([]byte(where+"\n\n"), b.rows.markdown()...))
 }
 
 func partNames(all []part) string {
@@ -229,17 +251,15 @@ func machine() string {
 			}
 		}
 	}
-	var uts syscall.Utsname
-	kernel := ""
-	if syscall.Uname(&uts) == nil {
-		for _, c := range uts.Release {
-			if c == 0 {
-				break
-			}
-			kernel += string(rune(c))
-		}
-	}
-	return fmt.Sprintf("%s, %d CPUs of %s, kernel %s, %s.", time.Now().UTC().Format("2 January 2006"), runtime.NumCPU(), cpu, kernel, runtime.Version())
+	kernel := readLine("/proc/sys/kernel/osrelease")
+	load, _, _ := strings.Cut(readLine("/proc/loadavg"), " ")
+	return fmt.Sprintf("%s, %d CPUs of %s, kernel %s, %s, a load of %s at the start. Agents and collector share the CPUs.", time.Now().UTC().Format("2 January 2006"), runtime.NumCPU(), cpu, kernel, runtime.Version(), load)
+}
+
+func readLine(file string) string {
+	b, _ := os.ReadFile(file)
+	line, _, _ := strings.Cut(string(b), "\n")
+	return line
 }
 
 func median(v []float64) float64 {

@@ -121,18 +121,18 @@ func (t *tail) String() string {
 	return string(t.b)
 }
 
-// A collector is one that runs, with its state in a directory of its own.
-type collector struct {
+// counted is a program with an address for its metrics.
+type counted struct {
 	*proc
-	b       *bench
-	dir     string
-	addr    string // for agents; stays the same over restarts
 	metrics string
 }
 
-func (b *bench) collector(ctx context.Context, dir string) (*collector, error) {
-	c := &collector{b: b, dir: dir, addr: "127.0.0.1:0"}
-	return c, c.start(ctx)
+// A collector is one that runs, with its state in a directory of its own.
+type collector struct {
+	counted
+	b    *bench
+	dir  string
+	addr string // for agents; stays the same over restarts
 }
 
 func (c *collector) state() string { return filepath.Join(c.dir, "state") }
@@ -142,12 +142,9 @@ func (c *collector) start(ctx context.Context) (err error) {
 	ready := filepath.Join(c.dir, "ready")
 	os.Remove(ready)
 	if c.metrics == "" {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+		if c.metrics, err = freeAddr(); err != nil {
 			return err
 		}
-		c.metrics = l.Addr().String()
-		l.Close()
 	}
 	c.proc, err = launch(nil, c.b.collectorPath, "serve", "--state", c.state(), "--listen", c.addr,
 		"--ready-file", ready, "--metrics", c.metrics, "--log-level", "error")
@@ -168,9 +165,18 @@ func (c *collector) start(ctx context.Context) (err error) {
 	}
 }
 
+// freeAddr is a loopback address nobody listens at.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
 // counter is the sum of a metric's series that have all the labels, each
 // written as it is in the text format: reason="address".
-func (c *collector) counter(name string, labels ...string) (sum float64, err error) {
+func (c *counted) counter(name string, labels ...string) (sum float64, err error) {
 	client := &http.Client{Timeout: 30 * time.Second}
 	res, err := client.Get("http://" + c.metrics + "/metrics")
 	if err != nil {

@@ -357,7 +357,7 @@ func TestReport(t *testing.T) {
 		Loads:     []LoadInfo{{Name: "tiny"}}}
 	for i, p50 := range []int64{100, 200, 400} {
 		base := Run{Repeat: i, Observer: "none", Load: "tiny", Timing: timing{Execs: 1000, P50Ns: 100_000}}
-		x := Run{Repeat: i, Observer: "x", Load: "tiny", Timing: timing{Execs: 1000, P50Ns: p50 * 1000}, Score: score{Argv: 990 + i*5}, CPUNs: 5e6}
+		x := Run{Repeat: i, Observer: "x", Load: "tiny", Timing: timing{Execs: 1000, P50Ns: p50 * 1000}, Score: score{Argv: 990 + i*5}, CPUNs: 5e6, BPFNs: 2e6}
 		rep.Runs = append(rep.Runs, base, x)
 	}
 	rep.Runs = append(rep.Runs, Run{Repeat: 3, Observer: "x", Load: "tiny", Error: "gone"})
@@ -381,13 +381,19 @@ func TestReport(t *testing.T) {
 	if err := rep.writeMarkdown(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`a \| b`, "| x | 99.5 (99.0-100.0) | - | - | 5.0 | - | - | 200 (100-400) | 2.00 (1.00-4.00) |"} {
+	for _, want := range []string{`a \| b`, "| x | 99.5 (99.0-100.0) | - | - | 5.0 | - | 2.0 | 200 (100-400) | 2.00 (1.00-4.00) |",
+		"ms per 1,000 execs\n\n| observer | tiny |\n|---|---|\n| x | 7.0 |\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, b.String())
 		}
 	}
 	if strings.Contains(b.String(), "every CPU busy") {
 		t.Error("a table for a condition that was not run")
+	}
+	rep.Runs = append(rep.Runs, Run{Observer: "x", Load: "tiny", Saturated: true, Timing: timing{Execs: 250}, Score: score{Argv: 200}})
+	b.Reset()
+	if err := rep.writeMarkdown(&b); err != nil || !strings.Contains(b.String(), "right arguments, %\n\n| observer | tiny |\n|---|---|\n| x | 80.0 |\n") {
+		t.Errorf("no share with every CPU busy (%v) in:\n%s", err, b.String())
 	}
 }
 

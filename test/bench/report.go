@@ -118,7 +118,7 @@ func (rep *Report) row(o ObserverInfo, loadName string, saturated bool) row {
 
 // writeMarkdown writes the report for people.
 func (rep *Report) writeMarkdown(w io.Writer) error {
-	fmt.Fprintf(w, "Measured %s on %s.\n\n", rep.Date, strings.Join(rep.Machine, "; "))
+	fmt.Fprintf(w, "Measured %s on %s; repeats: %d.\n\n", rep.Date, strings.Join(rep.Machine, "; "), rep.repeats())
 	fmt.Fprintf(w, "| observer | what |\n|---|---|\n")
 	for _, o := range rep.Observers {
 		about := o.About
@@ -138,13 +138,53 @@ work for it elsewhere. *p50*: wall time of one run of the load; *ratio*: that to
 	if d, n := rep.disturbed(); d > 0 {
 		fmt.Fprintf(w, "\n**Not a quiet machine**: in %d of %d runs other programs made more than a fifth as many processes as the load.\n", d, n)
 	}
-	for _, l := range rep.Loads {
-		for _, saturated := range []bool{false, true} {
-			rep.writeTable(w, l, saturated)
+	rep.writeMatrix(w, "CPU and BPF together, alone: ms per 1,000 execs", 1, func(o ObserverInfo, load string) []float64 {
+		r := rep.row(o, load, false)
+		for i := range r.cpu {
+			r.cpu[i] += r.kern[i] + r.bpf[i]
 		}
+		return r.cpu
+	})
+	for _, l := range rep.Loads {
+		rep.writeTable(w, l)
 	}
+	rep.writeMatrix(w, "every CPU busy: share of execs with the right arguments, %", 1, func(o ObserverInfo, load string) []float64 {
+		return rep.row(o, load, true).argv
+	})
 	rep.writeLatency(w)
 	return nil
+}
+
+// repeats is how often everything was run.
+func (rep *Report) repeats() (n int) {
+	for _, r := range rep.Runs {
+		n = max(n, r.Repeat+1)
+	}
+	return n
+}
+
+// writeMatrix writes one value of each observer for each load.
+func (rep *Report) writeMatrix(w io.Writer, title string, prec int, value func(ObserverInfo, string) []float64) {
+	var rows []string
+	for _, o := range rep.Observers {
+		line, some := "| "+o.Name, false
+		for _, l := range rep.Loads {
+			v := value(o, l.Name)
+			some = some || len(v) > 0
+			line += " | " + format(v, prec)
+		}
+		if some {
+			rows = append(rows, line+" |")
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	head := "| observer"
+	for _, l := range rep.Loads {
+		head += " | " + l.Name
+	}
+	fmt.Fprintf(w, "\n### %s\n\n%s |\n|%s\n%s\n", title, head, strings.Repeat("---|", len(rep.Loads)+1), strings.Join(rows, "\n"))
 }
 
 // disturbed counts the runs during which other programs kept the observers
@@ -162,20 +202,16 @@ func (rep *Report) disturbed() (n, of int) {
 	return n, of
 }
 
-func (rep *Report) writeTable(w io.Writer, l LoadInfo, saturated bool) {
+func (rep *Report) writeTable(w io.Writer, l LoadInfo) {
 	head := false
 	for _, o := range rep.Observers {
-		r := rep.row(o, l.Name, saturated)
+		r := rep.row(o, l.Name, false)
 		if len(r.p50) == 0 && len(r.failed) == 0 {
 			continue
 		}
 		if !head {
 			head = true
-			how := "alone"
-			if saturated {
-				how = "every CPU busy"
-			}
-			fmt.Fprintf(w, "\n### %s, %s: %s\n\n", l.Name, how, l.About)
+			fmt.Fprintf(w, "\n### %s, alone: %s\n\n", l.Name, l.About)
 			fmt.Fprintln(w, "| observer | argv % | exe % | container % | CPU ms/1,000 | kernel thread | BPF | p50 us | ratio | RSS peak/steady MB |")
 			fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|---|")
 		}

@@ -291,6 +291,8 @@ var metrics = []metric{
 		func(a *agent, put func(float64, ...string)) { put(truth(a.spool.Stats().Failing != nil)) }),
 	gauge("collector_connected", "1 while a stream to the collector is up.", nil,
 		func(a *agent, put func(float64, ...string)) { put(truth(a.sender.Status().Connected)) }),
+	gauge("collector_clock_ahead_seconds", "The collector's wall clock less this node's, when the last stream began. Minutes: one of them is wrong, and so are times in alerts.", nil,
+		func(a *agent, put func(float64, ...string)) { put(a.sender.Status().ClockSkew.Seconds()) }),
 	counter("collector_connections_failed_total", "Streams to the collector that ended with an error or did not begin; the log says why.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.sender.Status().Failures)) }),
 }

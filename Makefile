@@ -98,8 +98,8 @@ storm: ## floods of forks, vforks and threads, 30 s each, through the whole even
 		$(if $(DOCS),hack/section.sh docs/capture.md storm bin/storm.md &&) exit $$status
 
 .PHONY: chaos
-chaos: build ## break everything for SECONDS (60) and compare spools, store and sinks, as root (SEED, FAULTS, STORE=sqlite|postgres)
-	@go build -o bin/chaos ./test/chaos
+chaos: ## break everything for SECONDS (60) and compare spools, store and sinks, as root (SEED, FAULTS, STORE=sqlite|postgres)
+	@mkdir -p bin && go build -o bin/chaos ./test/chaos
 	@bin/chaos -seconds $(or $(SECONDS),60) -seed $(or $(SEED),0) -faults $(or $(FAULTS),all) -store $(or $(STORE),sqlite)
 
 .PHONY: generate

@@ -135,14 +135,15 @@ func New(cfg Config) (*Server, error) {
 	s.m = newMetrics(cfg.Registerer, cfg.Tokens)
 	s.log = &limitedLog{l: cfg.Log}
 	// Buffers: thousands of mostly silent connections. TLS has one for reading of
-	// its own, those for writing are shared, and headers come once in a
-	// connection, so nothing remembers them; windows bound what may lie unread. MaxConnectionAge lets agents show fresh certificates and find
-	// other replicas; grpc spreads it by 10 % itself.
+	// its own, those for writing are shared (grpc's default), and headers come once
+	// in a connection, so nothing remembers them; windows bound what may lie
+	// unread. MaxConnectionAge lets agents show fresh certificates and find other
+	// replicas; grpc spreads it by 10 % itself.
 	s.grpc = grpc.NewServer(
 		grpc.Creds(&transport{conf: cfg.TLS, m: s.m, log: &limitedLog{l: cfg.Log}}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxConcurrentStreams(4),
-		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10),
 		grpc.HeaderTableSize(0),
 		grpc.StaticStreamWindowSize(256<<10), grpc.StaticConnWindowSize(512<<10),
 		grpc.ConnectionTimeout(20*time.Second),

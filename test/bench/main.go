@@ -15,7 +15,8 @@
 // every observer before the next load, starting with another observer each
 // time, so that slow changes of the machine hit all alike; slowdown is the
 // ratio to the run without observer in the same repeat. An observer is started
-// anew for each run and gets as long as it needs until it sees a probe's exec.
+// anew for each run and gets as long as it needs until it sees a probe's exec,
+// and the first 50 runs of a load are not counted.
 // All write to files in memory.
 //
 // It needs root and a quiet machine; "foreignForks" in the JSON shows how

@@ -220,6 +220,8 @@ func TestRunnerReplay(t *testing.T) {
 		}
 	}
 	replay(6)
+	// What is added before it has noticed comes first, and then once more.
+	eventually(t, func() bool { return len(c.got()) == 14 }, func() string { return fmt.Sprint(c.got()) })
 	e.add(t, 2)
 	eventually(t, func() bool { return len(c.got()) == 16 }, func() string { return fmt.Sprint(c.got()) })
 	stop()

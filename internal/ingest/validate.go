@@ -161,6 +161,10 @@ func checkRecord(r *pb.Record) store.Record {
 	if sum := crc32.Checksum(p, castagnoli); sum != r.GetCrc32C() {
 		return reject(keepRejectedBytes, "crc32c: the payload's is %08x, the record says %08x", sum, r.GetCrc32C())
 	}
+	if h, ok := scanAlert(p); ok {
+		out.Kind, out.Severity, out.Rule, out.EventTime = store.Alert, h.severity, cut(h.rule, maxDetailBytes), storable(h.time)
+		return out
+	}
 	var it pb.Item
 	if err := proto.Unmarshal(p, &it); err != nil {
 		return reject(keepRejectedBytes, "payload: not an item: %v", err)

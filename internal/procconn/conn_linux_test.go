@@ -142,14 +142,31 @@ func TestSignalsAndTraces(t *testing.T) {
 // TestShortProcesses: the arguments and the program of 2,000 processes that
 // live for less than a millisecond, seen both ways at the same time.
 func TestShortProcesses(t *testing.T) {
-	// The fall-back tells 98 % and more on a machine at work (docs/capture.md), and
-	// 96.6 % at a load of 20 with the test itself at nice 15: this finds what is
-	// broken, "make bench" what is slower.
-	n, part := 2000, 0.9
+	n, part := 2000, 0.97
 	if testing.Short() { // in an emulator, whose CPUs wake each other up late
 		n, part = 200, 0.75
 	}
-	shortProcesses(t, n, part, Config{Recorder: Auto}, Config{Recorder: Off})
+	// Whether the fall-back wins its race is also up to who else wants a CPU at
+	// that moment; it must be able to. "make proof" takes the median.
+	for try := 1; ; try++ {
+		short := shortOf(shortProcesses(t, n, part, Config{Recorder: Auto}, Config{Recorder: Off}))
+		if short == "" {
+			return
+		}
+		if try == 3 {
+			t.Fatal(short)
+		}
+		t.Logf("try %d: %s", try, short)
+	}
+}
+
+func shortOf(tallies []*tally) string {
+	for _, y := range tallies {
+		if y.short != "" {
+			return y.short
+		}
+	}
+	return ""
 }
 
 // TestShortProcessesBusy: the fall-back's readers get their turn also while the
@@ -163,13 +180,18 @@ func TestShortProcessesBusy(t *testing.T) {
 			}
 		}()
 	}
-	shortProcesses(t, 300, 0.75, Config{Recorder: Off})
+	if short := shortOf(shortProcesses(t, 300, 0.75, Config{Recorder: Off})); short != "" {
+		t.Error(short)
+	}
 }
 
 // TestSingleReader: on large machines one reader serves all CPUs. It loses the
 // race more often, and still every process is seen.
 func TestSingleReader(t *testing.T) {
 	tallies := shortProcesses(t, 300, 0.3, Config{Recorder: Off, single: true})
+	if short := shortOf(tallies); short != "" {
+		t.Error(short)
+	}
 	s := tallies[0].c.Status()
 	if s.Way != Single || s.Readers != 1 || s.Pinned != 0 {
 		t.Errorf("status %+v, want one reader for all", s)
@@ -185,7 +207,8 @@ type tally struct {
 	w          *witness
 	stop       func()
 	argv, both []bool
-	ended      bool // a later process was seen
+	ended      bool   // a later process was seen
+	short      string // the fall-back: how it missed its part
 }
 
 func (y *tally) isOver() bool {
@@ -195,7 +218,7 @@ func (y *tally) isOver() bool {
 }
 
 // shortProcesses runs n short processes. The recorder must see all of them,
-// the fall-back the given part.
+// the fall-back the given part, or its tally says how it fell short.
 func shortProcesses(t *testing.T, n int, part float64, cfgs ...Config) (tallies []*tally) {
 	exe, err := exec.LookPath("true")
 	if err != nil {
@@ -240,7 +263,10 @@ func shortProcesses(t *testing.T, n int, part float64, cfgs ...Config) (tallies 
 		argv, both := count(y.argv), count(y.both)
 		t.Logf("%s: arguments of %d, arguments and program of %d of %d; %+v", way, argv, both, n, y.c.Stats().Facts)
 		if both < want {
-			t.Errorf("%s: arguments of %d, arguments and program of %d, want at least %d of %d", way, argv, both, want, n)
+			y.short = fmt.Sprintf("%s: arguments of %d, arguments and program of %d, want at least %d of %d", way, argv, both, want, n)
+			if way == ByRecorder {
+				t.Error(y.short)
+			}
 		}
 	}
 	return tallies

@@ -122,12 +122,12 @@ type head struct {
 }
 
 // Numbers of fields, as in alert.proto and in the description of Timestamp.
-var numbers = sync.OnceValue(func() (n struct{ item, severity, rule, event, time protowire.Number }) {
+var numbers = sync.OnceValue(func() (n struct{ item, severity, rule, dryRun, event, time protowire.Number }) {
 	of := func(m protoreflect.ProtoMessage, name protoreflect.Name) protowire.Number {
 		return m.ProtoReflect().Descriptor().Fields().ByName(name).Number()
 	}
 	n.item, n.severity, n.rule = of(&pb.Item{}, "alert"), of(&pb.Alert{}, "severity"), of(&pb.Alert{}, "rule")
-	n.event, n.time = of(&pb.Alert{}, "event"), of(&pb.Event{}, "time")
+	n.dryRun, n.event, n.time = of(&pb.Alert{}, "dry_run"), of(&pb.Alert{}, "event"), of(&pb.Event{}, "time")
 	return n
 })
 
@@ -146,13 +146,14 @@ func scanAlert(p []byte) (h head, ok bool) {
 	_, severity, ok1 := one(alert, n.severity, protowire.VarintType)
 	rule, _, ok2 := one(alert, n.rule, protowire.BytesType)
 	event, _, ok3 := one(alert, n.event, protowire.BytesType)
-	if !ok1 || !ok2 || !ok3 || event == nil {
+	_, dryRun, ok4 := one(alert, n.dryRun, protowire.VarintType)
+	if !ok1 || !ok2 || !ok3 || event == nil || !ok4 || dryRun != 0 {
 		return h, false
 	}
-	at, _, ok4 := one(event, n.time, protowire.BytesType)
-	_, seconds, ok5 := one(at, 1, protowire.VarintType)
-	_, nanos, ok6 := one(at, 2, protowire.VarintType)
-	if !ok4 || !ok5 || !ok6 {
+	at, _, ok5 := one(event, n.time, protowire.BytesType)
+	_, seconds, ok6 := one(at, 1, protowire.VarintType)
+	_, nanos, ok7 := one(at, 2, protowire.VarintType)
+	if !ok5 || !ok6 || !ok7 {
 		return h, false
 	}
 	if at != nil {

@@ -165,6 +165,12 @@ func checkRecord(r *pb.Record) store.Record {
 		out.Kind, out.Severity, out.Rule, out.EventTime = store.Alert, h.severity, cut(h.rule, maxDetailBytes), storable(h.time)
 		return out
 	}
+	return decodeRecord(out, reject)
+}
+
+// decodeRecord is checkRecord of any item, by decoding it.
+func decodeRecord(out store.Record, reject func(keep int, format string, args ...any) store.Record) store.Record {
+	p := out.Payload
 	var it pb.Item
 	if err := proto.Unmarshal(p, &it); err != nil {
 		return reject(keepRejectedBytes, "payload: not an item: %v", err)

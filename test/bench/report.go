@@ -188,18 +188,30 @@ func (rep *Report) writeMatrix(w io.Writer, title string, prec int, value func(O
 }
 
 // disturbed counts the runs during which other programs kept the observers
-// busy.
+// busy. The threads a load makes look foreign too, the same number in each run.
 func (rep *Report) disturbed() (n, of int) {
-	for _, r := range rep.Runs {
-		if r.Error != "" || r.Latency != nil {
-			continue
+	own := map[string]float64{} // per exec of a load
+	rep.eachRun(func(r *Run, foreign float64) {
+		if least, ok := own[r.Load]; !ok || foreign < least {
+			own[r.Load] = foreign
 		}
+	})
+	rep.eachRun(func(r *Run, foreign float64) {
 		of++
-		if r.Foreign*5 > int64(r.Timing.Execs) {
+		if foreign-own[r.Load] > 0.2 {
 			n++
 		}
-	}
+	})
 	return n, of
+}
+
+// eachRun hands over the runs of loads that ended well, with the foreign tasks per exec.
+func (rep *Report) eachRun(f func(r *Run, foreign float64)) {
+	for i := range rep.Runs {
+		if r := &rep.Runs[i]; r.Error == "" && r.Latency == nil {
+			f(r, float64(r.Foreign)/float64(max(1, r.Timing.Execs)))
+		}
+	}
 }
 
 func (rep *Report) writeTable(w io.Writer, l LoadInfo) {

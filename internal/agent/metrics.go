@@ -266,6 +266,8 @@ var metrics = []metric{
 		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Made)) }),
 	counter("alerts_durable_total", "Alerts synced to this node's disk.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Durable)) }),
+	counter("alerts_early_total", "Alerts handed to the sender before this node's disk had them: it was slow, or refused.", nil,
+		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Early)) }),
 	gauge("alerts_queued", "Alerts that wait for the disk.", nil,
 		func(a *agent, put func(float64, ...string)) { put(float64(a.spool.Stats().Queued)) }),
 	counter("alerts_lost_total", "Alerts given up, by reason; each is reported to the collector as a loss range.", []string{"reason"},

@@ -34,6 +34,7 @@ func (s *Spool) Run(ctx context.Context) error {
 		s.trim()
 		s.entries = s.take(s.entries[:0])
 		s.commit(final)
+		s.done()
 		clear(s.entries)
 		if final {
 			return s.left()

@@ -23,6 +23,7 @@ type memDisk struct {
 	ops    int                                   // writes and syncs so far
 	refuse func(op int, kind, name string) error // asked before each; nil: never
 	off    bool                                  // after a power cut: everything fails
+	sync   func()                                // called before each sync of a segment, which may take its time; nil: not
 }
 
 type inode struct {
@@ -226,7 +227,15 @@ func (f *memFile) Truncate(n int64) error {
 
 func (f *memFile) Sync() error { return f.syncAs("sync") }
 
-func (f *memFile) Datasync() error { return f.syncAs("datasync") }
+func (f *memFile) Datasync() error {
+	f.d.mu.Lock()
+	slow := f.d.sync
+	f.d.mu.Unlock()
+	if slow != nil {
+		slow()
+	}
+	return f.syncAs("datasync")
+}
 
 func (f *memFile) syncAs(kind string) error {
 	f.d.mu.Lock()

@@ -7,8 +7,9 @@
 //   - A record is named by the epoch of the run that made it, 16 random bytes,
 //     and a sequence number from 1. No name is used twice, whatever the disk
 //     forgets.
-//   - Read returns a record only after it was synced to disk, or, while the
-//     disk refuses to write, marked as not durable.
+//   - Read returns a record after it was synced to disk, or, when the disk
+//     refuses to write or has had it for longer than Patience, marked as not
+//     durable.
 //   - Every number that was given out is read as a record or as part of a
 //     Loss with its reason, in order and without a hole. Damage costs the
 //     records it touches; those behind it are read.

@@ -54,6 +54,9 @@ func (s *Spool) Close() error {
 
 func (s *Spool) release() error {
 	s.cur.close()
+	if s.slow != nil {
+		s.slow.Stop()
+	}
 	var errs []error
 	if s.active != nil {
 		errs = append(errs, s.active.Close())

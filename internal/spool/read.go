@@ -13,7 +13,7 @@ type Record struct {
 	Seq     uint64
 	Payload []byte // belongs to the Chunk, valid until its next use
 	CRC     uint32 // CRC32C (Castagnoli) of Payload, as spooled
-	Durable bool   // on this node's disk; false while the disk refuses
+	Durable bool   // on this node's disk; false while the disk is slow or refuses
 }
 
 // A Chunk is consecutive records and losses of one epoch: together they cover
@@ -79,8 +79,8 @@ func (rc *readCursor) close() {
 
 // Read fills dst with what comes after the number after in the epoch: at most
 // maxRecords records and losses and about maxBytes bytes, but always at least
-// one. Only what is durable is there, or, while the disk refuses, what is kept
-// in memory. io.EOF says that there is no more, of an earlier epoch: never
+// one. Only what is durable is there, or, when the disk refuses or has taken
+// longer than Patience, what waits for it in memory. io.EOF says that there is no more, of an earlier epoch: never
 // will be. ErrEpoch says that the spool does not know the epoch (any more).
 func (s *Spool) Read(e Epoch, after uint64, maxRecords, maxBytes int, dst *Chunk) error {
 	s.readMu.Lock()
@@ -174,8 +174,8 @@ func (s *Spool) nextSource(e Epoch, from, limit uint64, maxRecords, maxBytes int
 		}
 		return nil, 0, true, nil
 	}
-	if dst.Last >= l.last { // else the ring is not what comes next
-		s.readRingLocked(maxRecords, maxBytes, dst)
+	if dst.Last >= l.last { // else what is in memory is not what comes next
+		s.readMemoryLocked(maxRecords, maxBytes, dst)
 	}
 	return nil, 0, true, nil
 }
@@ -205,22 +205,39 @@ func (s *Spool) gapLocked(l *lane, to uint64, detail string, dst *Chunk) {
 	dst.addLoss(to, Corrupt, cutDetail(detail))
 }
 
-// readRingLocked adds what the disk refused so far.
-func (s *Spool) readRingLocked(maxRecords, maxBytes int, dst *Chunk) {
-	for i := range s.ring {
-		fr := &s.ring[i]
-		if fr.last() <= dst.Last {
-			continue
-		}
-		if dst.full(len(fr.payload), maxRecords, maxBytes) {
-			return
-		}
-		if fr.to == 0 {
+// readMemoryLocked adds what the disk refused so far, and what has waited for
+// it too long.
+func (s *Spool) readMemoryLocked(maxRecords, maxBytes int, dst *Chunk) {
+	before := len(dst.Records)
+	add := func(fr *frame) bool {
+		switch {
+		case fr.last() <= dst.Last:
+			return true
+		case fr.seq > dst.Last+1 || dst.full(len(fr.payload), maxRecords, maxBytes):
+			return false
+		case fr.to == 0:
 			dst.addRecord(fr, false)
-		} else {
+		default:
 			dst.addLoss(fr.to, fr.reason, string(fr.detail))
 		}
+		return true
 	}
+	more := true
+	for i := 0; more && i < len(s.ring); i++ {
+		more = add(&s.ring[i])
+	}
+	if slow := s.slowLocked(); slow && more {
+		for i := 0; more && i < len(s.writing); i++ {
+			more = add(&s.writing[i])
+		}
+		for i := 0; more && i < len(s.q.items); i++ {
+			if max(s.q.items[i].seq, s.q.items[i].to) > dst.Last {
+				fr := s.q.frame(i)
+				more = add(&fr)
+			}
+		}
+	}
+	s.stats.Early += uint64(len(dst.Records) - before)
 }
 
 // readSegment adds the frames behind dst.Last that seg has, up to the number

@@ -14,14 +14,15 @@ import (
 // Config says where a spool is and how large it may get. The zero value of
 // each field but Dir means its default.
 type Config struct {
-	Dir          string // made if need be, mode 0700
-	MaxBytes     int64  // of all files in Dir; the oldest segments give way. Default 64 MiB
-	SegmentBytes int64  // length at which a new segment begins, at most MaxBytes/4. Default 4 MiB, or less for a small MaxBytes
-	KeepAcked    int64  // bytes of acknowledged segments to keep, for a collector that lost its store. Default 16 MiB, or MaxBytes/4 if that is less; negative keeps none
-	MaxRecord    int    // bytes of the largest record. Default 1 MiB, or SegmentBytes/4 if that is less
-	Queue        int    // records that may wait for the disk. Default 4096
-	QueueBytes   int    // the same in bytes. Default 8 MiB
-	Ring         int    // newest records kept in memory while the disk refuses to write, at most QueueBytes/2 of them. Default 1024
+	Dir          string        // made if need be, mode 0700
+	MaxBytes     int64         // of all files in Dir; the oldest segments give way. Default 64 MiB
+	SegmentBytes int64         // length at which a new segment begins, at most MaxBytes/4. Default 4 MiB, or less for a small MaxBytes
+	KeepAcked    int64         // bytes of acknowledged segments to keep, for a collector that lost its store. Default 16 MiB, or MaxBytes/4 if that is less; negative keeps none
+	MaxRecord    int           // bytes of the largest record. Default 1 MiB, or SegmentBytes/4 if that is less
+	Queue        int           // records that may wait for the disk. Default 4096
+	QueueBytes   int           // the same in bytes. Default 8 MiB
+	Ring         int           // newest records kept in memory while the disk refuses to write, at most QueueBytes/2 of them. Default 1024
+	Patience     time.Duration // how long a record waits for the disk until it can be read without. Default 20 ms; negative: for ever
 	Log          *slog.Logger
 
 	fs         fileSystem
@@ -50,6 +51,9 @@ func (c Config) withDefaults() (Config, error) {
 	defInt(&c.Queue, 4096)
 	defInt(&c.QueueBytes, max(8<<20, 2*c.MaxRecord))
 	defInt(&c.Ring, 1024)
+	if c.Patience == 0 {
+		c.Patience = 20 * time.Millisecond
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -113,8 +117,12 @@ type Spool struct {
 	own      *lane
 	segs     []*segment // by number, of all lanes
 	q        queue
-	inFlight int     // records taken from q that are neither synced, nor in ring, nor lost
-	ring     []frame // what the disk refused, consecutive from own.last+1; payloads are copies
+	inFlight int         // records taken from q that are neither synced, nor in ring, nor lost
+	writing  []frame     // what is being committed
+	since    time.Time   // when the first record taken from q was appended; zero between two commits
+	slow     *time.Timer // tells readers that the disk has taken too long
+	slowSet  bool        // slow is running
+	ring     []frame     // what the disk refused, consecutive from own.last+1; payloads are copies
 	ringRecs int
 	ringLen  int   // bytes of payload in ring
 	failing  error // why the disk refuses; nil when it does not
@@ -149,6 +157,7 @@ type queue struct {
 	items []queued
 	recs  int
 	buf   []byte
+	since time.Time // when the first of items was appended
 }
 
 type queued struct {
@@ -163,7 +172,20 @@ func (q *queue) reset() {
 	if cap(q.buf) > keep {
 		q.buf = nil
 	}
-	q.items, q.buf, q.recs = q.items[:0], q.buf[:0], 0
+	q.items, q.buf, q.recs, q.since = q.items[:0], q.buf[:0], 0, time.Time{}
+}
+
+// frame is item i, with the payload where it lies.
+func (q *queue) frame(i int) frame {
+	it := &q.items[i]
+	fr := frame{seq: it.seq, to: it.to, reason: it.reason}
+	if it.to != 0 {
+		fr.detail = []byte(it.detail)
+		return fr
+	}
+	fr.payload = q.buf[it.off : it.off+it.n : it.off+it.n]
+	fr.crc = crc32.Checksum(fr.payload, castagnoli)
+	return fr
 }
 
 // lose notes that seq is lost, as part of the loss before it when that is of the same kind.
@@ -207,8 +229,55 @@ func (s *Spool) Append(payload []byte) (seq uint64, err error) {
 		s.q.buf = append(s.q.buf, payload...)
 		s.q.recs++
 	}
+	if s.q.since.IsZero() {
+		s.q.since = time.Now()
+		s.watchDiskLocked()
+	}
+	if s.slowLocked() {
+		s.broadcastLocked()
+	}
 	s.poke()
 	return seq, err
+}
+
+// waitingLocked is since when the oldest record waits for the disk, of those
+// that it has not refused; zero when none does.
+func (s *Spool) waitingLocked() time.Time {
+	if !s.since.IsZero() {
+		return s.since
+	}
+	return s.q.since
+}
+
+// slowLocked says that what waits for the disk can be read without: it has
+// taken longer than Patience.
+func (s *Spool) slowLocked() bool {
+	since := s.waitingLocked()
+	return s.cfg.Patience >= 0 && !since.IsZero() && time.Since(since) >= s.cfg.Patience
+}
+
+// watchDiskLocked sees to it that readers are told when Patience is over.
+func (s *Spool) watchDiskLocked() {
+	since := s.waitingLocked()
+	if s.slowSet || since.IsZero() || s.cfg.Patience < 0 {
+		return
+	}
+	s.slowSet = true
+	left := s.cfg.Patience - time.Since(since)
+	if s.slow != nil {
+		s.slow.Reset(left)
+		return
+	}
+	s.slow = time.AfterFunc(left, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.slowSet = false
+		if s.slowLocked() {
+			s.broadcastLocked()
+		} else {
+			s.watchDiskLocked()
+		}
+	})
 }
 
 func (s *Spool) poke() {
@@ -218,24 +287,31 @@ func (s *Spool) poke() {
 	}
 }
 
-// take appends what is queued to into, as frames that refer to s.taken.
+// take appends what is queued to into, as frames that refer to s.taken, until
+// done gives them back.
 func (s *Spool) take(into []frame) []frame {
 	s.taken.reset()
 	s.mu.Lock()
 	s.q, s.taken = s.taken, s.q
-	s.inFlight = s.taken.recs
+	s.inFlight, s.since = s.taken.recs, s.taken.since
 	s.mu.Unlock()
-	for _, it := range s.taken.items {
-		fr := frame{seq: it.seq, to: it.to, reason: it.reason}
-		if it.to == 0 {
-			fr.payload = s.taken.buf[it.off : it.off+it.n : it.off+it.n]
-			fr.crc = crc32.Checksum(fr.payload, castagnoli)
-		} else {
-			fr.detail = []byte(it.detail)
-		}
-		into = append(into, fr)
+	for i := range s.taken.items {
+		into = append(into, s.taken.frame(i))
 	}
+	s.mu.Lock()
+	s.writing = into
+	s.mu.Unlock()
 	return into
+}
+
+// done ends a round: what take returned is on disk, in the ring, or lost.
+func (s *Spool) done() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing, s.since = nil, time.Time{}
+	if s.slowSet && s.q.since.IsZero() && s.slow.Stop() {
+		s.slowSet = false
+	}
 }
 
 // Sync waits until everything appended so far is on disk, as a record or as a loss.
@@ -392,6 +468,7 @@ type Stats struct {
 	Writes      uint64 // commits tried
 	WriteErrors uint64 // of these, refused by write, fdatasync or while making a segment
 	Removed     uint64 // segments removed, acknowledged or not
+	Early       uint64 // records read before they were on disk: it was slow, or refused. One read twice counts twice
 	Damaged     uint64 // damaged places met while reading
 	LaneErrors  uint64 // counters that could not be stored
 	ReadErrors  uint64

@@ -530,6 +530,116 @@ func TestRefusingDisk(t *testing.T) {
 	}
 }
 
+// hold makes the disk's next syncs wait until release is called; held tells
+// that one does.
+func (d *memDisk) hold() (held <-chan struct{}, release func()) {
+	in, out := make(chan struct{}, 100), make(chan struct{})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sync = func() {
+		in <- struct{}{}
+		<-out
+	}
+	return in, func() {
+		d.mu.Lock()
+		d.sync = nil
+		d.mu.Unlock()
+		close(out)
+	}
+}
+
+// What a slow disk has had for longer than Patience can be read without it, in
+// order and once, losses included, and is on disk in the end.
+func TestSlowDisk(t *testing.T) {
+	d := newMemDisk()
+	s := start(t, Config{Dir: t.TempDir(), MaxRecord: 500, Patience: time.Millisecond, fs: d})
+	e := own(s.Spool).Epoch
+	s.append(payload(0, 100))
+	s.sync()
+	before := s.Stats().Early // nobody has read yet
+	held, release := d.hold()
+	s.append(payload(1, 100))
+	<-held
+	s.append(payload(2, 100)) // behind what is being synced
+	if _, err := s.Append(make([]byte, 501)); !errors.Is(err, ErrTooLarge) {
+		t.Fatal(err)
+	}
+	s.append(payload(4, 100))
+	var got []entry
+	read := func(want string) { // sleeps like a sender, on nothing but Changed
+		t.Helper()
+		for deadline := time.After(10 * time.Second); ; {
+			woken := s.Changed()
+			var after uint64 = 1
+			if len(got) > 0 {
+				after = got[len(got)-1].To
+			}
+			got = append(got, readAll(t, s.Spool, e, after)...)
+			if brief(got) == want {
+				return
+			}
+			select {
+			case <-woken:
+			case <-deadline:
+				t.Fatalf("read %q, want %q", brief(got), want)
+			}
+		}
+	}
+	read("2-3 too-large:4-4 5-5")
+	s.append(payload(5, 100)) // by now it is slow: told at once
+	read("2-3 too-large:4-4 5-6")
+	for _, g := range got {
+		if g.Reason == "" && !g.Memory {
+			t.Errorf("%+v is no more than in memory", g)
+		}
+	}
+	if st := s.Stats(); st.Durable != 1 || st.Early-before != 4 {
+		t.Errorf("stats %+v", st)
+	}
+	checkSums(t, s.Spool)
+	if err := s.Ack(e, 5); err != nil { // a collector can be faster than the disk
+		t.Fatal(err)
+	}
+	release()
+	s.sync()
+	checkSums(t, s.Spool)
+	all := readAll(t, s.Spool, e, 0)
+	if want := "1-3 too-large:4-4 5-6"; brief(all) != want || all[2].Memory || all[len(all)-1].Memory {
+		t.Errorf("read %q, want %q from disk", brief(all), want)
+	}
+	for i, g := range all {
+		if g.Reason == "" && g.Text != string(payload(i, 100)) {
+			t.Errorf("record %d is %.40q", g.From, g.Text)
+		}
+	}
+	if st := s.Stats(); st.Durable != 5 || st.Unacked != 1 || st.Early-before != 4 {
+		t.Errorf("stats %+v", st)
+	}
+	s.end()
+	w := &written{epoch: e}
+	if got := brief(w.readBack(t, d, 100)); got != "1-3 too-large:4-4 5-6" {
+		t.Errorf("after a restart %q", got)
+	}
+}
+
+// With no end to its patience nothing is read before it is on disk.
+func TestPatience(t *testing.T) {
+	d := newMemDisk()
+	s := start(t, Config{Dir: t.TempDir(), Patience: -1, fs: d})
+	held, release := d.hold()
+	s.append(payload(0, 100))
+	<-held
+	s.append(payload(1, 100))
+	if got := readAll(t, s.Spool, own(s.Spool).Epoch, 0); len(got) != 0 {
+		t.Errorf("read %q, none is on disk", brief(got))
+	}
+	release()
+	s.sync()
+	if got := readAll(t, s.Spool, own(s.Spool).Epoch, 0); brief(got) != "1-2" {
+		t.Errorf("read %q", brief(got))
+	}
+}
+
 // A run that ends while the disk refuses says so, and the next one names it.
 func TestEndWhileRefusing(t *testing.T) {
 	d := newMemDisk()
@@ -582,6 +692,7 @@ func TestPowerCuts(t *testing.T) {
 	for range rounds {
 		cfg := retrying(t, d)
 		cfg.MaxBytes = 64 << 20 // nothing gives way
+		cfg.Patience = []time.Duration{-1, 1, 0}[rnd.IntN(3)]
 		s, err := Open(cfg)
 		if errors.Is(err, errPowerCut) {
 			d.setRefuse(nil)
@@ -609,7 +720,14 @@ func TestPowerCuts(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()
+		ackAll := rnd.IntN(2) == 0 // as a collector does that is faster than the disk
+		var c Chunk
 		for range rnd.IntN(60) {
+			if err := s.Read(e, c.Last, 10, 1<<20, &c); ackAll && err == nil {
+				if err := s.Ack(e, c.Last); err != nil {
+					t.Fatal(err)
+				}
+			}
 			p := payload(rnd.IntN(1e9), rnd.IntN(300))
 			s.mu.Lock()
 			texts[e][s.own.made+1] = string(p) // before Append: it may be on disk at once

@@ -2,21 +2,10 @@ package forward
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"fmt"
-	"hash/crc32"
 	"io"
-	"maps"
-	"math/big"
 	"net"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,98 +21,21 @@ import (
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/spool"
+	"github.com/procession-dev/procession/internal/testenv/receiver"
 )
 
-// kept is one thing in the test's store, in the order of its commit.
-type kept struct {
-	from, to uint64
-	text     string // of a record
-	reason   pb.LossReason
-}
-
-// store is what a collector's disk holds: it outlives servers.
-type store struct {
-	mu    sync.Mutex // guards all
-	marks map[spool.Epoch]uint64
-	log   map[spool.Epoch][]kept
-	made  map[spool.Epoch]uint64 // from heartbeats
-}
-
-func newStore() *store {
-	return &store{marks: map[spool.Epoch]uint64{}, log: map[spool.Epoch][]kept{}, made: map[spool.Epoch]uint64{}}
-}
-
-// snapshot is a backup.
-func (s *store) snapshot() *store {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := newStore()
-	maps.Copy(b.marks, s.marks)
-	for e, l := range s.log {
-		b.log[e] = slices.Clone(l)
-	}
-	return b
-}
-
-func (s *store) restore(b *store) {
-	b = b.snapshot()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.marks, s.log = b.marks, b.log
-}
-
-func (s *store) mark(e spool.Epoch) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.marks[e]
-}
+type store = receiver.Store
 
 var (
-	errGap = errors.New("gap")
-	errEnd = errors.New("the collector ends streams")
+	newStore = receiver.NewStore
+	errEnd   = errors.New("the collector ends streams")
 )
-
-// commit is the fence: what is below the mark is a repetition.
-func (s *store) commit(b *pb.Batch) (upTo uint64, err error) {
-	e := spool.Epoch(b.GetEpoch())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := b.GetFirstSeq()
-	if next > s.marks[e]+1 {
-		return 0, fmt.Errorf("%w: batch from %d, stored are %d", errGap, next, s.marks[e])
-	}
-	for ri, li := 0, 0; ri < len(b.Records) || li < len(b.Losses); {
-		var k kept
-		if ri < len(b.Records) && b.Records[ri].Seq == next {
-			r := b.Records[ri]
-			if crc32.Checksum(r.Payload, crc32.MakeTable(crc32.Castagnoli)) != r.Crc32C {
-				return 0, fmt.Errorf("record %d: wrong CRC", r.Seq)
-			}
-			k = kept{from: next, to: next, text: string(r.Payload)}
-			ri++
-		} else if li < len(b.Losses) && b.Losses[li].From == next {
-			l := b.Losses[li]
-			k = kept{from: next, to: l.To, reason: l.Reason}
-			li++
-		} else {
-			return 0, fmt.Errorf("%w: number %d is missing in a batch", errGap, next)
-		}
-		next = k.to + 1
-		if k.to <= s.marks[e] {
-			continue
-		}
-		k.from = max(k.from, s.marks[e]+1)
-		s.log[e] = append(s.log[e], k)
-		s.marks[e] = k.to
-	}
-	return s.marks[e], nil
-}
 
 // collector is a small ingest side with one committer.
 type collector struct {
 	pb.UnimplementedIngestServiceServer
-	*store
-	work chan func()
+	store *store
+	work  chan func()
 
 	mu      sync.Mutex // guards what tests change while it runs
 	window  uint32
@@ -188,7 +100,7 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 	defer c.set(func(c *collector) { delete(c.drain, out) })
 	c.work <- func() { // through the queue: behind what an earlier stream still has in it
 		for _, l := range h.Lanes {
-			w.Resume = append(w.Resume, &pb.Resume{Epoch: l.Epoch, After: c.store.mark(spool.Epoch(l.Epoch))})
+			w.Resume = append(w.Resume, &pb.Resume{Epoch: l.Epoch, After: c.store.Mark(spool.Epoch(l.Epoch))})
 		}
 		if reply != nil {
 			reply(w)
@@ -231,10 +143,7 @@ func (c *collector) Stream(st grpc.BidiStreamingServer[pb.StreamRequest, pb.Stre
 
 func (c *collector) handle(m *pb.StreamRequest, out chan *pb.StreamResponse, fail func(error)) {
 	if hb := m.GetHeartbeat(); hb != nil {
-		c.store.mu.Lock()
-		e := spool.Epoch(hb.Epoch)
-		c.store.made[e] = max(c.store.made[e], hb.Made)
-		c.store.mu.Unlock()
+		c.store.Beat(hb)
 		return
 	}
 	if r := m.GetReauth(); r != nil {
@@ -252,7 +161,7 @@ func (c *collector) handle(m *pb.StreamRequest, out chan *pb.StreamResponse, fai
 		if before != nil {
 			before()
 		}
-		upTo, err := c.store.commit(b)
+		upTo, err := c.store.Commit(b)
 		if err != nil {
 			fail(status.Error(codes.FailedPrecondition, err.Error()))
 			return
@@ -286,24 +195,12 @@ var pki = sync.OnceValues(func() (server, client *tls.Config) {
 	return server, client
 })
 
-// makePKI makes a server's certificate for 127.0.0.1 and for the name
-// collector, and the bundle to trust.
 func makePKI() (server *tls.Config, ca []byte) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	server, ca, err := receiver.PKI()
 	if err != nil {
 		panic(err)
 	}
-	tpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "collector"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"collector"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13},
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return server, ca
 }
 
 // always is a TLS configuration that does not change.

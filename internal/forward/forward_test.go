@@ -135,19 +135,17 @@ func (a *agent) acked() bool { return a.sp.Stats().Unacked == 0 }
 // as appended. It returns how many of them are losses.
 func check(t testing.TB, st *store, e spool.Epoch, n uint64) (lost uint64) {
 	t.Helper()
-	st.mu.Lock()
-	defer st.mu.Unlock()
 	next := uint64(1)
-	for _, k := range st.log[e] {
-		if k.from != next {
-			t.Fatalf("epoch %s: %d..%d is stored where %d should be", e, k.from, k.to, next)
+	for _, k := range st.Log(e) {
+		if k.From != next {
+			t.Fatalf("epoch %s: %d..%d is stored where %d should be", e, k.From, k.To, next)
 		}
-		next = k.to + 1
-		if k.reason != 0 {
-			t.Logf("epoch %s: lost %d..%d, %v", e, k.from, k.to, k.reason)
-			lost += k.to - k.from + 1
-		} else if want := text(e, k.from); k.text != want {
-			t.Fatalf("epoch %s: record %d is %.60q, want %.60q", e, k.from, k.text, want)
+		next = k.To + 1
+		if k.Reason != 0 {
+			t.Logf("epoch %s: lost %d..%d, %v", e, k.From, k.To, k.Reason)
+			lost += k.To - k.From + 1
+		} else if want := text(e, k.From); k.Text != want {
+			t.Fatalf("epoch %s: record %d is %.60q, want %.60q", e, k.From, k.Text, want)
 		}
 	}
 	if next-1 != n {
@@ -205,9 +203,7 @@ func TestDeliver(t *testing.T) {
 		t.Errorf("hello %v", h)
 	}
 	waitFor(t, "heartbeat tells made", func() bool {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		return st.made[a.epoch] == 1000
+		return st.Made(a.epoch) == 1000
 	}, func() string { return "" })
 }
 
@@ -221,7 +217,7 @@ func TestBatching(t *testing.T) {
 	a.start()
 	for i := range 5 {
 		a.append(1)
-		a.wait("one alone", func() bool { return st.mark(a.epoch) == uint64(i+1) && a.acked() })
+		a.wait("one alone", func() bool { return st.Mark(a.epoch) == uint64(i+1) && a.acked() })
 	}
 	gate := make(chan struct{})
 	c.set(func(c *collector) { c.before = func() { <-gate } })
@@ -256,7 +252,7 @@ func TestServerKilledAndRestarted(t *testing.T) {
 	a.start()
 	for range 5 {
 		a.append(300)
-		waitFor(t, "some are stored", func() bool { return st.mark(a.epoch) > a.sp.Stats().Made-300 }, func() string { return "" })
+		waitFor(t, "some are stored", func() bool { return st.Mark(a.epoch) > a.sp.Stats().Made-300 }, func() string { return "" })
 		srv.kill()
 		a.append(100)
 		srv.start(newCollector(st))
@@ -380,11 +376,11 @@ func TestRestoredFromBackup(t *testing.T) {
 	a.start()
 	a.append(200)
 	a.wait("200", a.acked)
-	backup := st.snapshot()
+	backup := st.Snapshot()
 	a.append(300)
 	a.wait("500", a.acked)
 	srv.kill()
-	st.restore(backup)
+	st.Restore(backup)
 	gate := make(chan struct{})
 	c := newCollector(st)
 	c.before = func() { <-gate }
@@ -392,12 +388,12 @@ func TestRestoredFromBackup(t *testing.T) {
 	a.wait("the spool knows", func() bool { return a.sp.Stats().Unacked == 300 })
 	close(gate)
 	a.append(100)
-	a.wait("all again", func() bool { return st.mark(a.epoch) == 600 && a.acked() })
+	a.wait("all again", func() bool { return st.Mark(a.epoch) == 600 && a.acked() })
 	check(t, st, a.epoch, 600)
 	srv.kill()
-	st.restore(newStore()) // the volume is gone
+	st.Restore(newStore()) // the volume is gone
 	srv.start(newCollector(st))
-	a.wait("all from the beginning", func() bool { return st.mark(a.epoch) == 600 && a.acked() })
+	a.wait("all from the beginning", func() bool { return st.Mark(a.epoch) == 600 && a.acked() })
 	if lost := check(t, st, a.epoch, 600); lost != 0 {
 		t.Errorf("%d lost, although the spool keeps them", lost)
 	}
@@ -451,7 +447,7 @@ func TestConnectionAge(t *testing.T) {
 	a.start()
 	for n := uint64(1); a.fw.Status().Connections < 4; n++ {
 		a.append(1)
-		a.wait("the record", func() bool { return st.mark(a.epoch) == n })
+		a.wait("the record", func() bool { return st.Mark(a.epoch) == n })
 	}
 	a.wait("all", a.acked)
 	check(t, st, a.epoch, a.sp.Stats().Made)
@@ -481,7 +477,7 @@ func TestAckOfAnEarlierStream(t *testing.T) {
 	c.reply = func(w *pb.Welcome) {
 		c.set(func(c *collector) { c.onBatch = nil })
 		for _, b := range late {
-			if _, err := st.commit(b); err != nil {
+			if _, err := st.Commit(b); err != nil {
 				t.Error(err)
 			}
 		}
@@ -541,10 +537,8 @@ func TestLossesAreTold(t *testing.T) {
 	if want := stats.Lost[spool.SpoolFull] + stats.Lost[spool.TooLarge]; lost != want || stats.Lost[spool.SpoolFull] == 0 {
 		t.Errorf("the store knows of %d lost, the spool of %d: %v", lost, want, stats.Lost)
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	l := st.log[a.epoch]
-	if l[0].reason != pb.LossReason_LOSS_REASON_SPOOL_FULL || l[len(l)-1].reason != pb.LossReason_LOSS_REASON_TOO_LARGE {
+	l := st.Log(a.epoch)
+	if l[0].Reason != pb.LossReason_LOSS_REASON_SPOOL_FULL || l[len(l)-1].Reason != pb.LossReason_LOSS_REASON_TOO_LARGE {
 		t.Errorf("first %+v, last %+v", l[0], l[len(l)-1])
 	}
 }
@@ -733,7 +727,7 @@ func TestChaos(t *testing.T) {
 	a.fcfg.AckTimeout, a.fcfg.welcomeWait = 200*time.Millisecond, 200*time.Millisecond
 	a.start()
 	made := map[spool.Epoch]uint64{}
-	backup := st.snapshot()
+	backup := st.Snapshot()
 	faults := map[string]int{}
 	for sum := 0; sum < total; {
 		n := min(1+rnd.IntN(400), total-sum)
@@ -772,11 +766,11 @@ func TestChaos(t *testing.T) {
 				}
 			})
 		case "backup":
-			backup = st.snapshot()
+			backup = st.Snapshot()
 		case "restore":
 			srv.kill()
 			c = newCollector(st)
-			st.restore(backup)
+			st.Restore(backup)
 			srv.start(c)
 		case "agent":
 			a.stop()
@@ -790,7 +784,7 @@ func TestChaos(t *testing.T) {
 	// A restored collector has less than it acknowledged; the next stream says so.
 	a.wait("all", func() bool {
 		for e, n := range made {
-			if st.mark(e) != n {
+			if st.Mark(e) != n {
 				return false
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/procession-dev/procession/internal/kubeapi"
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
 	policykube "github.com/procession-dev/procession/internal/policy/source/kube"
@@ -75,7 +76,7 @@ func (a *agent) rules() (ruleSource, error) {
 		return source.NewDir(a.flags.policies, a.log), nil
 	}
 	client, err := policykube.NewClient("procession-agent/" + a.version)
-	if errors.Is(err, policykube.ErrNotInCluster) {
+	if errors.Is(err, kubeapi.ErrNotInCluster) {
 		return nil, fmt.Errorf("--policies-from kubernetes, --collector-ca-configmap, --namespace-labels and --node-labels-from-api work in a Kubernetes cluster only: %w", err)
 	}
 	if err != nil {

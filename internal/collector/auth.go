@@ -16,6 +16,7 @@ import (
 	"github.com/procession-dev/procession/internal/collector/kube"
 	"github.com/procession-dev/procession/internal/ingest"
 	"github.com/procession-dev/procession/internal/ingest/token"
+	"github.com/procession-dev/procession/internal/kubeapi"
 	"github.com/procession-dev/procession/internal/pki"
 )
 
@@ -203,7 +204,7 @@ func (c *Collector) cluster() (*kube.Client, error) {
 		return nil, nil
 	}
 	api, err := kube.New("procession-collector/" + c.cfg.Version)
-	if errors.Is(err, kube.ErrNotInCluster) {
+	if errors.Is(err, kubeapi.ErrNotInCluster) {
 		return nil, fmt.Errorf("--auth tokens, --ca-secret and --policy-status work in a Kubernetes cluster only: %w", err)
 	}
 	return api, err

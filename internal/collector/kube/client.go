@@ -11,21 +11,18 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
 	"time"
 
 	authv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/procession-dev/procession/internal/ingest/token"
+	"github.com/procession-dev/procession/internal/kubeapi"
 	"github.com/procession-dev/procession/internal/pki"
 )
 
@@ -38,30 +35,23 @@ type Client struct {
 	cfg  *rest.Config
 }
 
-// ErrNotInCluster reports that there is no service account here.
-var ErrNotInCluster = errors.New("this is no pod with a service account")
-
-// New makes a client by the service account of the pod this runs in. agent
-// names the program to the API server. It connects to nothing.
+// New makes a client by the service account of the pod this runs in, or says
+// kubeapi.ErrNotInCluster. agent names the program to the API server. It
+// connects to nothing.
 func New(agent string) (*Client, error) {
-	cfg, err := rest.InClusterConfig()
-	if errors.Is(err, rest.ErrNotInCluster) || errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNotInCluster
-	}
+	cfg, err := kubeapi.InCluster(agent)
 	if err != nil {
-		return nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, err
 	}
-	cfg.UserAgent = agent
 	return newClient(cfg)
 }
 
 func newClient(cfg *rest.Config) (*Client, error) {
 	cfg.Timeout = RequestTimeout
 	cfg.QPS = -1 // whoever asks often has a limit of his own
-	cfg.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
-	c, err := rest.UnversionedRESTClientFor(cfg)
+	c, err := kubeapi.Plain(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("kubernetes client: %w", err)
+		return nil, err
 	}
 	return &Client{rest: c, cfg: cfg}, nil
 }
@@ -77,7 +67,7 @@ func (c *Client) ReviewToken(ctx context.Context, shown, audience string) (token
 	}
 	var r authv1.TokenReview
 	req := c.rest.Post().AbsPath("/apis/authentication.k8s.io/v1/tokenreviews").SetHeader("Content-Type", "application/json").Body(body)
-	if err := decode(ctx, req, &r); err != nil {
+	if err := kubeapi.Read(ctx, req, &r); err != nil {
 		return token.Review{}, fmt.Errorf("review a token: %w", err)
 	}
 	s := r.Status
@@ -97,7 +87,7 @@ func (c *Client) PodNode(ctx context.Context, namespace, name string) (uid, node
 			NodeName string `json:"nodeName"`
 		} `json:"spec"`
 	}
-	err = decode(ctx, c.rest.Get().AbsPath(path(namespace, "pods", name)), &pod)
+	err = kubeapi.Read(ctx, c.rest.Get().AbsPath(kubeapi.Path(namespace, "pods", name)), &pod)
 	switch {
 	case apierrors.IsNotFound(err):
 		return "", "", false, nil
@@ -105,19 +95,6 @@ func (c *Client) PodNode(ctx context.Context, namespace, name string) (uid, node
 		return "", "", false, fmt.Errorf("look up pod %s/%s: %w", namespace, name, err)
 	}
 	return string(pod.Metadata.UID), pod.Spec.NodeName, true, nil
-}
-
-func path(namespace, resource, name string) string {
-	return "/api/v1/namespaces/" + url.PathEscape(namespace) + "/" + resource + "/" + url.PathEscape(name)
-}
-
-// decode sends a request and reads the answer's JSON.
-func decode(ctx context.Context, req *rest.Request, into any) error {
-	b, err := req.SetHeader("Accept", "application/json").Do(ctx).Raw()
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(b, into)
 }
 
 // A Ref names an object: NAMESPACE/NAME.
@@ -140,7 +117,7 @@ func (c *Client) patch(ctx context.Context, resource string, ref Ref, version st
 	if err != nil {
 		return err
 	}
-	err = c.rest.Patch(types.MergePatchType).AbsPath(path(ref.Namespace, resource, ref.Name)).Body(body).Do(ctx).Error()
+	err = c.rest.Patch(types.MergePatchType).AbsPath(kubeapi.Path(ref.Namespace, resource, ref.Name)).Body(body).Do(ctx).Error()
 	if apierrors.IsConflict(err) {
 		return pki.ErrConflict
 	}

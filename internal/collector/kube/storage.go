@@ -9,6 +9,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/procession-dev/procession/internal/kubeapi"
 	"github.com/procession-dev/procession/internal/pki"
 )
 
@@ -41,11 +42,11 @@ func (s *storage) Begin() (pki.Files, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*RequestTimeout)
 	defer cancel()
 	var secret data[[]byte]
-	if err := decode(ctx, s.c.rest.Get().AbsPath(path(s.secret.Namespace, "secrets", s.secret.Name)), &secret); err != nil {
+	if err := kubeapi.Read(ctx, s.c.rest.Get().AbsPath(kubeapi.Path(s.secret.Namespace, "secrets", s.secret.Name)), &secret); err != nil {
 		return nil, explain("Secret", s.secret, err)
 	}
 	var bundle data[string]
-	if err := decode(ctx, s.c.rest.Get().AbsPath(path(s.bundle.Namespace, "configmaps", s.bundle.Name)), &bundle); err != nil {
+	if err := kubeapi.Read(ctx, s.c.rest.Get().AbsPath(kubeapi.Path(s.bundle.Namespace, "configmaps", s.bundle.Name)), &bundle); err != nil {
 		return nil, explain("ConfigMap", s.bundle, err)
 	}
 	l := &look{storage: s, secretVersion: secret.Metadata.ResourceVersion, bundleVersion: bundle.Metadata.ResourceVersion,

@@ -2,32 +2,19 @@ package kube
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 
-	"github.com/procession-dev/procession/api/v1alpha1"
+	"github.com/procession-dev/procession/internal/kubeapi"
 	"github.com/procession-dev/procession/internal/policy/source"
 )
-
-// kinds are what is watched.
-var kinds = []struct{ kind, resource string }{
-	{v1alpha1.KindClusterDetectionPolicy, "clusterdetectionpolicies"},
-	{v1alpha1.KindDetectionPolicy, "detectionpolicies"},
-}
 
 const (
 	// settle is how long changes are collected: an upgrade changes many objects
@@ -37,10 +24,6 @@ const (
 	// breather is the least time between two sets of rules: somebody who changes
 	// a policy all the time does not keep the agent busy with it.
 	breather = 500 * time.Millisecond
-
-	// Between two tries at an API server that fails.
-	backoffMin = 500 * time.Millisecond
-	backoffMax = 30 * time.Second
 )
 
 // A Watcher keeps a source.Objects as the cluster is.
@@ -70,13 +53,12 @@ func (c *Client) NewWatcher(objects *source.Objects, log *slog.Logger) (*Watcher
 		log = slog.New(slog.DiscardHandler)
 	}
 	w := &Watcher{log: log, objects: objects, changed: make(chan struct{}, 1), failing: map[string]string{}}
-	scheme, gv := policyScheme()
-	r, err := c.restClient(gv, scheme)
+	r, err := kubeapi.Policies(c.cfg)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range kinds {
-		w.stores = append(w.stores, newStore(w, k.kind, k.resource, r))
+	for _, kind := range slices.Sorted(maps.Keys(kubeapi.PolicyResources)) {
+		w.stores = append(w.stores, &store{w: w, kind: kind, rest: r, objects: map[string]source.Object{}})
 	}
 	return w, nil
 }
@@ -100,7 +82,10 @@ func (w *Watcher) Status() Status {
 func (w *Watcher) Run(ctx context.Context, update func(source.Update)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, st := range w.stores {
-		g.Go(func() error { return st.run(ctx) })
+		g.Go(func() error {
+			kubeapi.WatchPolicies(ctx, st.rest, st.kind, st, func(err error, _ bool) { w.failed(st.kind, err) })
+			return nil
+		})
 	}
 	g.Go(func() error { return w.deliver(ctx, update) })
 	return g.Wait()
@@ -153,10 +138,6 @@ func (w *Watcher) wake() {
 
 // failed is told when a list or a watch ended with an error.
 func (w *Watcher) failed(kind string, err error) {
-	// A watch that is too old, and one that the server ended, are its usual life.
-	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || errors.Is(err, context.Canceled) {
-		return
-	}
 	w.mu.Lock()
 	_, again := w.failing[kind]
 	w.failing[kind] = err.Error()
@@ -178,47 +159,16 @@ func (w *Watcher) succeeded(kind string) {
 	}
 }
 
-// A store is what the reflector fills with one kind's objects.
+// A store is what the watch fills with one kind's objects.
 type store struct {
-	w              *Watcher
-	kind, resource string
-	rest           rest.Interface
+	w    *Watcher
+	kind string
+	rest rest.Interface
 
 	mu      sync.Mutex // guards what follows
 	objects map[string]source.Object
 	synced  bool
 	dirty   bool
-}
-
-func newStore(w *Watcher, kind, resource string, r rest.Interface) *store {
-	return &store{w: w, kind: kind, resource: resource, rest: r, objects: map[string]source.Object{}}
-}
-
-// run lists and watches, again and again, until ctx ends.
-func (s *store) run(ctx context.Context) error {
-	quiet := klog.Logger{} // what the reflector has to say is said by failed, in this program's words
-	lw := cache.NewListWatchFromClient(s.rest, s.resource, metav1.NamespaceAll, fields.Everything())
-	r := cache.NewReflectorWithOptions(lw, &object{}, s, cache.ReflectorOptions{Name: s.kind, TypeDescription: s.kind, Logger: &quiet})
-	backoff := backoffMin
-	for {
-		began := time.Now()
-		err := r.ListAndWatchWithContext(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			s.w.failed(s.kind, err)
-		}
-		if time.Since(began) > backoffMax {
-			backoff = backoffMin
-		}
-		select {
-		case <-time.After(backoff/2 + rand.N(backoff)): // a fleet does not come back at once
-		case <-ctx.Done():
-			return nil
-		}
-		backoff = min(2*backoff, backoffMax)
-	}
 }
 
 func (s *store) isSynced() bool {
@@ -252,53 +202,40 @@ func (s *store) change(f func(map[string]source.Object) error) error {
 	return err
 }
 
-func (s *store) put(to map[string]source.Object, obj any) error {
-	o, ok := obj.(*object)
-	if !ok {
-		return fmt.Errorf("the API server sent a %T for a %s", obj, s.kind)
-	}
-	text, err := o.text(s.kind)
+func (s *store) put(to map[string]source.Object, o *kubeapi.Policy) error {
+	b, err := text(s.kind, o)
 	if err != nil {
 		return fmt.Errorf("%s %s/%s: %w", s.kind, o.Namespace, o.Name, err)
 	}
-	to[o.Namespace+"/"+o.Name] = source.Object{Namespace: o.Namespace, Name: o.Name, Text: text}
+	to[o.Namespace+"/"+o.Name] = source.Object{Namespace: o.Namespace, Name: o.Name, Text: b}
 	return nil
 }
 
-// The methods of a cache.ReflectorStore.
-
-func (s *store) Add(obj any) error {
-	return s.change(func(m map[string]source.Object) error { return s.put(m, obj) })
+// Put implements kubeapi.Store.
+func (s *store) Put(o *kubeapi.Policy) error {
+	return s.change(func(m map[string]source.Object) error { return s.put(m, o) })
 }
 
-func (s *store) Update(obj any) error { return s.Add(obj) }
-
-func (s *store) Delete(obj any) error {
+// Delete implements kubeapi.Store.
+func (s *store) Delete(o *kubeapi.Policy) error {
 	return s.change(func(m map[string]source.Object) error {
-		o, ok := obj.(*object)
-		if !ok {
-			return fmt.Errorf("the API server sent a %T for a %s", obj, s.kind)
-		}
 		delete(m, o.Namespace+"/"+o.Name)
 		return nil
 	})
 }
 
-func (s *store) Replace(list []any, _ string) error {
-	next := make(map[string]source.Object, len(list))
-	for _, obj := range list {
-		if err := s.put(next, obj); err != nil {
+// Replace implements kubeapi.Store.
+func (s *store) Replace(all []*kubeapi.Policy) error {
+	next := make(map[string]source.Object, len(all))
+	for _, o := range all {
+		if err := s.put(next, o); err != nil {
 			return err
 		}
 	}
 	return s.change(func(m map[string]source.Object) error {
 		clear(m)
-		for k, o := range next {
-			m[k] = o
-		}
+		maps.Copy(m, next)
 		s.synced = true
 		return nil
 	})
 }
-
-func (s *store) Resync() error { return nil }

@@ -1,12 +1,10 @@
 package kube
 
 import (
-	"log/slog"
-
 	"context"
 	"encoding/json"
 	"fmt"
-	"github.com/google/go-cmp/cmp"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -15,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/client-go/rest"
 
 	"github.com/procession-dev/procession/internal/policy"
@@ -54,7 +53,7 @@ func newServer(t *testing.T, stream bool) (*apiServer, *Client) {
 		h.CloseClientConnections()
 		h.Close()
 	})
-	return s, &Client{&rest.Config{Host: h.URL, UserAgent: "test"}}
+	return s, newClient(&rest.Config{Host: h.URL, UserAgent: "test"})
 }
 
 func (s *apiServer) do(typ, resource, namespace, name, condition string) {
@@ -411,7 +410,7 @@ func TestWatchNamespaces(t *testing.T) {
 	told := make(chan map[string]map[string]string, 10)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go (&Client{&rest.Config{Host: h.URL}}).WatchNamespaces(ctx, slog.New(slog.DiscardHandler), func(l map[string]map[string]string) { told <- l })
+	go newClient(&rest.Config{Host: h.URL}).WatchNamespaces(ctx, slog.New(slog.DiscardHandler), func(l map[string]map[string]string) { told <- l })
 	want := func(want map[string]map[string]string) {
 		t.Helper()
 		select {
@@ -443,7 +442,7 @@ func TestNodeLabels(t *testing.T) {
 		fmt.Fprint(w, `{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"node1","labels":{"zone":"a"}}}`)
 	}))
 	defer h.Close()
-	c := &Client{&rest.Config{Host: h.URL}}
+	c := newClient(&rest.Config{Host: h.URL})
 	got, err := c.NodeLabels(t.Context(), "node1")
 	if d := cmp.Diff(map[string]string{"zone": "a"}, got); d != "" || err != nil {
 		t.Errorf("%v %s", err, d)

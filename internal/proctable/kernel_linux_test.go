@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -100,6 +101,34 @@ var roles = map[string]func(){
 		}()
 		<-done
 	},
+	"threads": func() {
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(runtime.LockOSThread) // the thread ends with the goroutine
+		}
+		wg.Wait()
+	},
+	"rewrite-argv": func() {
+		for _, a := range os.Args[1:] { // they lie where the kernel has put them
+			clear(unsafe.Slice(unsafe.StringData(a), len(a)))
+		}
+		fmt.Println("done")
+		os.Stdin.Read(make([]byte, 1))
+	},
+	"exec-fails": func() {
+		if syscall.Exec("/nonexistent", []string{"x"}, nil) == nil || syscall.Exec("/proc/self/status", []string{"x"}, nil) == nil {
+			panic("came back from an exec")
+		}
+	},
+	"only-saved-id": func() {
+		keep := ^uintptr(0)
+		unix.RawSyscall(unix.SYS_SETRESUID, keep, keep, 1000)
+		os.Stdin.Read(make([]byte, 1))
+	},
+	"exec-when-told": func() {
+		os.Stdin.Read(make([]byte, 1))
+		become("nothing", "moved")
+	},
 	"generations": func() {
 		n, err := strconv.Atoi(os.Args[1])
 		check(err)
@@ -174,13 +203,15 @@ type sight struct {
 type watcher struct {
 	*testing.T
 	tab    *Table
+	conn   *procconn.Conn
 	mu     sync.Mutex
 	sights []sight
 	more   chan bool // one in it after each event
 	lost   uint64
 	ev     event.Event
 	ticks  bool
-	exact  bool // the recorder misses nothing
+	exact  bool   // the recorder misses nothing
+	stop   func() // ends the watch: tab may be looked at then
 }
 
 // has says whether a fact is there to be checked. It may be missing in the
@@ -285,7 +316,7 @@ func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 		t.Fatal(err)
 	}
 	c.FS = fs
-	w := &watcher{T: t, more: make(chan bool, 1), ticks: c.ExitGrace != 0, exact: m == procconn.Require}
+	w := &watcher{T: t, conn: conn, more: make(chan bool, 1), ticks: c.ExitGrace != 0, exact: m == procconn.Require}
 	if w.tab, err = New(c); err != nil {
 		t.Fatal(err)
 	}
@@ -295,11 +326,14 @@ func watchKernel(t *testing.T, m procconn.Mode, c Config) *watcher {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- conn.Run(ctx, w) }()
-	t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		stop()
 		if err := errors.Join(<-done, conn.Close()); err != nil {
 			t.Error(err)
 		}
+	})
+	t.Cleanup(func() {
+		w.stop()
 		if !t.Failed() {
 			checkTable(t, w.tab)
 		}
@@ -333,6 +367,14 @@ func TestKernel(t *testing.T) {
 				{"ids of one thread", testOneThreadIDs},
 				{"generations", testGenerations},
 				{"pid reuse", testPidReuse},
+				{"threads begin and end", testThreads},
+				{"unlinked while it runs", testUnlinked},
+				{"argv rewritten", testRewrittenArgv},
+				{"exec that fails", testFailedExec},
+				{"only the saved id", testSavedID},
+				{"own pid namespace", testPidNamespace},
+				{"moved to another cgroup", testMovedCgroup},
+				{"order", testOrder},
 			} {
 				t.Run(c.name, func(t *testing.T) {
 					w.T = t
@@ -705,6 +747,9 @@ func TestKernelRescan(t *testing.T) {
 
 	var told []string
 	if err := tab.Rescan(func(ev *event.Event) {
+		if !ev.Synthetic {
+			t.Errorf("%s of %d is not marked as found by a scan", ev.Kind, ev.Process.PID)
+		}
 		if pid := int(ev.Process.PID); pid == ends.Process.Pid || pid == begins.Process.Pid {
 			told = append(told, fmt.Sprintf("%s %q", ev.Kind.Short(), ev.Process.Cmdline))
 		}

@@ -1,10 +1,12 @@
 // Package storm makes processes and threads as fast as the machine can, and
-// counts them: each is one message of the process connector when it begins and
-// one when it ends, and does nothing in between. For tests; a process of its
-// own should make the storm.
+// counts them. For tests.
 //
-// A new task runs a few instructions of this package's assembly and ends. One
-// that shares its maker's memory touches no stack. Forks, whose cost is the
-// copying of their maker's memory map, are made by a program of one page that
-// is written into an anonymous file.
+// What makes them is a program of this package's assembly, one page in an
+// anonymous file, that runs once per maker, each on a CPU of its own. Nothing
+// in it takes time that the kernel does not take: a task's memory is that one
+// page, which it shares with its maker or has a copy of, so that it runs without
+// a page fault; nobody waits for a process that has ended, the kernel is told
+// so. The tasks themselves are what they are called, and a message of the
+// process connector tells each one's beginning, each one's end, and what it
+// does in between.
 package storm

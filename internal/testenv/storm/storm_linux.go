@@ -3,7 +3,6 @@ package storm
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,33 +13,45 @@ import (
 // A Kind is a way to make a task.
 type Kind string
 
-// Kinds.
+// Kinds. Tasks are made by children of the caller.
 const (
-	Fork   Kind = "fork"   // a process with a copy of its maker's memory; made by a child of the caller
-	VFork  Kind = "vfork"  // a process in its maker's memory, which waits for its end
-	Thread Kind = "thread" // a thread
+	Fork    Kind = "fork"     // a process with a copy of its maker's memory
+	ForkIDs Kind = "fork-ids" // the same, which begins a session and changes its group and user before it ends; needs root
+	VFork   Kind = "vfork"    // a process in its maker's memory, which waits until it is left
+	Thread  Kind = "thread"   // a thread
 )
 
-// clone makes a task that ends at once by itself, and returns its id or a
-// negative errno.
-func clone(flags uintptr) int
+// ways are the kinds as maker knows them.
+var ways = map[Kind]struct{ flags, ids uint64 }{
+	Fork:    {flags: uint64(unix.SIGCHLD)},
+	ForkIDs: {flags: uint64(unix.SIGCHLD), ids: 1},
+	VFork:   {flags: unix.CLONE_VM | unix.CLONE_VFORK | uint64(unix.SIGCHLD)},
+	Thread:  {flags: unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM},
+}
+
+// Events is how many messages of the process connector tell of one task: its
+// beginning and its end, and of ForkIDs the session, the group and the user.
+func (k Kind) Events() int64 {
+	if k == ForkIDs {
+		return 5
+	}
+	return 2
+}
 
 // batch is how many tasks are made between two looks at the clock.
-const batch = 64
+const batch = 256
 
 // Make makes tasks by several makers at once, until time is up or limit are
-// made (0: no limit), and returns how many it made. All processes have ended
-// and been reaped when it returns; the last threads may be ending.
+// made (0: no limit), and returns how many it made. The makers have one CPU
+// each, in turn, of those the caller may use. All tasks have ended when it
+// returns without an error.
 func Make(k Kind, makers int, limit int64, d time.Duration) (made int64, err error) {
-	var one func(n int64) error
-	switch k {
-	case Fork:
-	case VFork:
-		one = makeVForks
-	case Thread:
-		one = makeThreads
-	default:
-		return 0, fmt.Errorf("storm: %.64q is none of fork, vfork, thread", string(k))
+	if _, ok := ways[k]; !ok {
+		return 0, fmt.Errorf("storm: %.64q is none of fork, fork-ids, vfork, thread", string(k))
+	}
+	cpus, err := mayUse()
+	if err != nil {
+		return 0, err
 	}
 	left := limit
 	if limit <= 0 {
@@ -49,13 +60,13 @@ func Make(k Kind, makers int, limit int64, d time.Duration) (made int64, err err
 	var total, room atomic.Int64
 	room.Store(left)
 	end := time.Now().Add(d)
-	work := func(some func(int64) error) error {
+	work := func(m *maker) error {
 		for time.Now().Before(end) {
 			n := min(batch, room.Add(-batch)+batch)
 			if n <= 0 {
 				return nil
 			}
-			if err := some(n); err != nil {
+			if err := m.make(n); err != nil {
 				return err
 			}
 			total.Add(n)
@@ -66,16 +77,9 @@ func Make(k Kind, makers int, limit int64, d time.Duration) (made int64, err err
 	errs := make([]error, makers)
 	for i := range makers {
 		wg.Go(func() {
-			// Children are waited for by the thread that made them.
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			if k != Fork {
-				errs[i] = work(one)
-				return
-			}
-			f, err := startForker()
+			m, err := startMaker(k, cpus[i%len(cpus)])
 			if err == nil {
-				err = errors.Join(work(f.make), f.end())
+				err = errors.Join(work(m), m.end())
 			}
 			errs[i] = err
 		})
@@ -84,34 +88,16 @@ func Make(k Kind, makers int, limit int64, d time.Duration) (made int64, err err
 	return total.Load(), errors.Join(errs...)
 }
 
-func makeVForks(n int64) error {
-	for range n {
-		id := clone(unix.CLONE_VM | unix.CLONE_VFORK | uintptr(unix.SIGCHLD))
-		if id < 0 {
-			return fmt.Errorf("storm: vfork: %w", unix.Errno(-id))
-		}
-		_, err := unix.Wait4(id, nil, unix.WALL|unix.WNOTHREAD, nil)
-		for err == unix.EINTR {
-			_, err = unix.Wait4(id, nil, unix.WALL|unix.WNOTHREAD, nil)
-		}
-		if err != nil {
-			return fmt.Errorf("storm: wait: %w", err)
+// mayUse lists the CPUs this process may use.
+func mayUse() (cpus []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("storm: which CPUs may be used: %w", err)
+	}
+	for cpu := 0; len(cpus) < set.Count(); cpu++ {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
 		}
 	}
-	return nil
-}
-
-func makeThreads(n int64) error {
-	for n > 0 {
-		const flags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
-		switch id := clone(flags); {
-		case id > 0:
-			n--
-		case unix.Errno(-id) == unix.EAGAIN:
-			runtime.Gosched() // too many at once: nobody can wait for a thread of this kind
-		default:
-			return fmt.Errorf("storm: thread: %w", unix.Errno(-id))
-		}
-	}
-	return nil
+	return cpus, nil
 }

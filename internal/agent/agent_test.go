@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -35,6 +36,13 @@ func TestWrongCommandLines(t *testing.T) {
 		"unknown colour":          {"events --color red", exitUsage, `"red"`},
 		"unknown recorder":        {"events --recorder maybe", exitUsage, "--recorder"},
 		"drain too long":          {"run --collector x:1 --tls /x --drain 1s", exitUsage, "--drain: 1s"},
+		"drain too short":         {"events --drain 1us", exitUsage, "--drain: 1µs"},
+		"events, negative time":   {"events --duration -1s", exitUsage, "--duration: -1s"},
+		"record, negative time":   {"record --duration -1s /nonexistent/x.rec", exitUsage, "--duration: -1s"},
+		"list of nothing":         {"events --kinds ,", exitUsage, "--kinds: \",\""},
+		"record, no file":         {"record", exitUsage, "file is missing"},
+		"record, no folder":       {"record /nonexistent/x.rec", exitFailure, "/nonexistent/x.rec"},
+		"record, file exists":     {"record /etc/passwd", exitUsage, "exists already"},
 		"stray argument":          {"events exec", exitUsage, `"exec"`},
 		"run without a collector": {"run", exitUsage, "--collector"},
 		"run without tls":         {"run --collector x:1", exitUsage, "--tls"},
@@ -222,6 +230,63 @@ func TestRecordAndReplay(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("the replay raises %d miner alerts, want 1:\n%.3000s", n, alerts)
+	}
+}
+
+// A recording that is no good, and policies that are none, are told with the
+// file's name. What was before the damage is replayed.
+func TestReplayOfBadFiles(t *testing.T) {
+	var b bytes.Buffer
+	w, err := recording.NewWriter(&b, recording.Header{Wall: 1_790_000_000e9, Stamp: 1e9, Boot: 1e9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pid := range int32(2) {
+		rec := &event.Record{Kind: event.Exec, Stamp: 2e9 + uint64(pid), PID: 100 + pid, TGID: 100 + pid,
+			Facts: event.Facts{Have: event.FieldSet(event.FieldName), From: event.SourceRecord, Comm: []byte("prog")}}
+		if err := errors.Join(w.Record(rec), w.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, dir := b.Bytes(), t.TempDir()
+	damaged, newer := bytes.Clone(whole), bytes.Clone(whole)
+	damaged[len(damaged)-1] ^= 1
+	newer[15]++
+	for _, tt := range []struct {
+		name   string
+		data   []byte
+		flags  string
+		events int
+		want   string
+	}{
+		{"whole.rec", whole, "", 2, "whole.rec: recorded "},
+		{"cut.rec", whole[:len(whole)-40], "", 1, "cut.rec: the recording is cut off"},
+		{"damaged.rec", damaged, "", 2, "damaged.rec: recording: block at byte"},
+		{"newer.rec", newer, "", 0, "newer.rec: the recording has format version 2, this program reads version 1"},
+		{"empty.rec", nil, "", 0, "empty.rec: this is no recording"},
+		{"no-rule.rec", whole, "--policies " + dir, 0, "--policies: no rule in " + dir},
+		{"no-folder.rec", whole, "--policies /nonexistent", 0, "--policies: policy directory: open /nonexistent"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(dir, tt.name)
+			if err := os.WriteFile(file, tt.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			want := exitFailure
+			if tt.name == "whole.rec" {
+				want = exitOK
+			}
+			var out, errs bytes.Buffer
+			if code := Main(append(strings.Fields("replay "+tt.flags), file), &out, &errs, ""); code != want {
+				t.Errorf("exit code %d, want %d", code, want)
+			}
+			if n := strings.Count(out.String(), "\n"); n != tt.events || !strings.Contains(errs.String(), tt.want) {
+				t.Errorf("%d events, want %d; said %q, want %q", n, tt.events, &errs, tt.want)
+			}
+		})
 	}
 }
 

@@ -41,8 +41,9 @@ Usage:
   agent spool    look into the alerts that wait on disk (dump, verify)
   agent version  print the version
 
-"agent COMMAND --help" explains a command. run and events need root (or
-CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON) in the host's pid and network namespace.
+"agent COMMAND --help" explains a command. run, events and record need root (or
+CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON) in the host's pid and network namespace;
+replay needs nothing, and works on other systems.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong command line,
 3 process events cannot be had here.
@@ -153,13 +154,17 @@ func parseFlags(fs *flag.FlagSet, about string, args []string, out io.Writer, gr
 	return nil
 }
 
-// checkCapture finds a wrong --recorder or --drain before anything is started.
-func checkCapture(recorder string, drain time.Duration) error {
+// checkCapture finds a wrong --recorder, --drain or --duration before anything
+// is started.
+func checkCapture(recorder string, drain, duration time.Duration) error {
 	if !slices.Contains([]string{"auto", "off", "require"}, recorder) {
 		return usagef("--recorder: %.32q is none of auto, off, require", recorder)
 	}
 	if drain != 0 && (drain < time.Millisecond || drain > 50*time.Millisecond) {
 		return usagef("--drain: %v is outside 1ms to 50ms", drain)
+	}
+	if duration < 0 {
+		return usagef("--duration: %v is negative; 0 is without an end", duration)
 	}
 	return nil
 }

@@ -3,12 +3,15 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
@@ -55,7 +58,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	if err := parse(fs, eventsHelp, args, stdout); err != nil {
 		return err
 	}
-	if err := checkCapture(f.recorder, f.drain); err != nil {
+	if err := checkCapture(f.recorder, f.drain, f.duration); err != nil {
 		return err
 	}
 	keep, err := newFilter(f)
@@ -70,10 +73,13 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	beFrugal()
+	memory := beFrugal(log)
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	out.failed = stop // nobody reads any more: end
+	// In good order, as by a signal: what kills by default here is a write to a
+	// pipe that "head" has closed.
+	signal.Ignore(syscall.SIGPIPE)
 
 	pipe, err := newPipeline(log, func(ev *event.Event) {
 		if keep.match(ev) {
@@ -95,6 +101,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer conn.Close()
+	memory.started()
 	pipe.fair.full = conn.Full
 	if _, err := pipe.scan(); err != nil {
 		return err
@@ -114,8 +121,8 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	if shed := pipe.fair.shed.Load(); shed > 0 {
 		fmt.Fprintf(stderr, "%d events of storms were not printed, to keep up with the rest\n", shed)
 	}
-	if err != nil {
-		return err
+	if err != nil || errors.Is(out.err, syscall.EPIPE) {
+		return err // a reader that has read enough is no failure
 	}
 	return out.err
 }
@@ -139,6 +146,13 @@ type filter struct {
 
 func newFilter(f eventsFlags) (*filter, error) {
 	out := &filter{kinds: event.KindSet(event.AllKinds()...) &^ event.KindSet(event.CommChange)}
+	for _, l := range [...]struct{ flag, value string }{
+		{"kinds", f.kinds}, {"pid", f.pids}, {"uid", f.uids}, {"container", f.containers}, {"name", f.names},
+	} {
+		if l.value != "" && len(list(l.value)) == 0 {
+			return nil, usagef("--%s: %q is a list of nothing", l.flag, l.value)
+		}
+	}
 	if f.kinds != "" {
 		out.kinds = 0
 		for _, name := range list(f.kinds) {

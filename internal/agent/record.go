@@ -36,7 +36,7 @@ func recordCommand(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := checkCapture(*mode, 0); err != nil {
+	if err := checkCapture(*mode, 0, *duration); err != nil {
 		return err
 	}
 	log, err := newLog(stderr, "text", "warn")
@@ -80,7 +80,11 @@ func recordCommand(args []string, stdout, stderr io.Writer) error {
 		ctx, cancel = context.WithTimeout(ctx, *duration)
 		defer cancel()
 	}
-	err = errors.Join(conn.Run(ctx, rec), rec.err, rec.w.Close(), f.Sync())
+	err = conn.Run(ctx, rec)
+	if rec.check(rec.w.Close()); rec.err == nil {
+		rec.check(f.Sync())
+	}
+	err = errors.Join(err, rec.err)
 	fmt.Fprintf(stderr, "%s: %d entries, %d bytes, %v\n", file, rec.w.Entries, rec.w.Bytes, time.Since(rec.began).Round(time.Second))
 	return err
 }

@@ -64,9 +64,14 @@ func replayCommand(args []string, stdout, stderr io.Writer) error {
 		if err := source.NewDir(*policies, log).Load(compiler, func(u source.Update) { j.engine.Swap(u.Set) }); err != nil {
 			return fmt.Errorf("--policies: %w", err)
 		}
+		if len(j.engine.Set().Rules()) == 0 {
+			return fmt.Errorf("--policies: no rule in %s: there is nothing to judge by", *policies)
+		}
 		use = j.judge
 	}
-	err = in.Run(use)
+	if err = in.Run(use); err != nil {
+		err = fmt.Errorf("%s: %w; what was before is replayed", file, err)
+	}
 	if j.engine != nil {
 		j.engine.Flush(j.print) // what is still held back
 	}

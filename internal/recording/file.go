@@ -32,7 +32,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ErrCut reports that a recording ends in the middle: its writer was stopped
 // without Close. Everything before the cut was read.
-var ErrCut = errors.New("the recording is cut off")
+var ErrCut = errors.New("the recording is cut off: its writer was killed, or it was not copied whole")
 
 // A DamageError says where a recording is damaged.
 type DamageError struct {

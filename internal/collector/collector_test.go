@@ -47,26 +47,8 @@ func TestMain(m *testing.M) {
 type proc struct {
 	cmd    *exec.Cmd
 	addr   string
-	stderr *buffer
+	stderr *testenv.Buffer
 	exited chan struct{}
-}
-
-// A buffer may be read while a process writes to it.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func command(args ...string) *exec.Cmd {
@@ -84,7 +66,7 @@ func startProc(t testing.TB, state string, args ...string) *proc {
 func startProcWith(t testing.TB, stdout *os.File, state string, args ...string) *proc {
 	t.Helper()
 	ready := filepath.Join(state, "..", filepath.Base(state)+".ready")
-	p := &proc{stderr: new(buffer), exited: make(chan struct{})}
+	p := &proc{stderr: new(testenv.Buffer), exited: make(chan struct{})}
 	p.cmd = command(append([]string{"serve", "--state", state, "--listen", "127.0.0.1:0", "--ready-file", ready}, args...)...)
 	p.cmd.Stderr = p.stderr
 	if stdout != nil {
@@ -180,16 +162,6 @@ func storeIDs(t testing.TB, state string) (ids []string) {
 	return ids
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: still not so after 30 s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // Kill -9 again and again in the middle of 1,000 alerts from agents that
 // resend as the protocol says: each is in the store once and in the file once.
 func TestKill(t *testing.T) {
@@ -232,7 +204,7 @@ func TestKill(t *testing.T) {
 	const kills = 6
 	for k := range kills {
 		goal := (k+1)*agents*each/(kills+1) + rnd.IntN(40)
-		eventually(t, fmt.Sprint(goal, " acknowledged"), func() bool { mu.Lock(); defer mu.Unlock(); return acked >= goal || ctx.Err() != nil })
+		testenv.Eventually(t, fmt.Sprint(goal, " acknowledged"), func() bool { mu.Lock(); defer mu.Unlock(); return acked >= goal || ctx.Err() != nil })
 		p.kill()
 		p = startProc(t, state, "--ndjson", file)
 		mu.Lock()
@@ -337,7 +309,7 @@ func TestTerminalNobodyReads(t *testing.T) {
 			}
 			creds := issueFor(t, state, "n")
 			sendAlerts(t, p.addr, creds, "n", storetest.Epoch(1), 1000) // more than the pipe holds
-			eventually(t, "all in the file", func() bool { return len(fileIDs(t, file)) == 1000 })
+			testenv.Eventually(t, "all in the file", func() bool { return len(fileIDs(t, file)) == 1000 })
 			sendAlerts(t, p.addr, creds, "n", storetest.Epoch(2), 10)
 			if !closed {
 				return // hanging for good: what is killed is tested in TestHangingSinkIsLeftBehind
@@ -372,7 +344,7 @@ func TestFullDisk(t *testing.T) {
 			return grpc.NewClient("passthrough:///"+p.addr, grpc.WithTransportCredentials(creds))
 		})
 	}()
-	eventually(t, "not ready", func() bool { code, _ := get(t, metrics+"/readyz"); return code == 503 })
+	testenv.Eventually(t, "not ready", func() bool { code, _ := get(t, metrics+"/readyz"); return code == 503 })
 	if code, _ := get(t, metrics+"/healthz"); code != 200 {
 		t.Errorf("healthz %d while the disk is full, want 200: a restart would not help", code)
 	}
@@ -486,7 +458,7 @@ func TestMetrics(t *testing.T) {
 func (p *proc) logged(t testing.TB, re string) string {
 	t.Helper()
 	var m []string
-	eventually(t, "a line "+re+" in the log", func() bool {
+	testenv.Eventually(t, "a line "+re+" in the log", func() bool {
 		m = regexp.MustCompile(re).FindStringSubmatch(p.stderr.String())
 		return m != nil
 	})
@@ -516,7 +488,7 @@ func TestSecondSignalKills(t *testing.T) {
 	if err := p.cmd.Process.Signal(unix.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "stopping", func() bool { return strings.Contains(p.stderr.String(), "collector stopping") })
+	testenv.Eventually(t, "stopping", func() bool { return strings.Contains(p.stderr.String(), "collector stopping") })
 	if err := p.cmd.Process.Signal(unix.SIGINT); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/procession-dev/procession/internal/store/storetest"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // Two collectors on one database: an agent may change between them, and a sink
@@ -58,7 +59,7 @@ func TestTwoCollectors(t *testing.T) {
 	count := func(n int) func() bool {
 		return func() bool { mu.Lock(); defer mu.Unlock(); return len(unique(got)) >= n }
 	}
-	eventually(t, "the webhook has 35", count(35))
+	testenv.Eventually(t, "the webhook has 35", count(35))
 	mu.Lock()
 	if len(got) != 35 {
 		t.Errorf("%d requests for 35 alerts: both collectors deliver", len(got))
@@ -66,7 +67,7 @@ func TestTwoCollectors(t *testing.T) {
 	mu.Unlock()
 	a.kill()
 	sendAlerts(t, b.addr, creds, "n", e, 40)
-	eventually(t, "the webhook has 40 after one collector was killed", count(40))
+	testenv.Eventually(t, "the webhook has 40 after one collector was killed", count(40))
 	var want []string
 	for n := 1; n <= 40; n++ {
 		want = append(want, fmt.Sprintf("local/n/%v/%d", e, n))

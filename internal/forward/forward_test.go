@@ -16,6 +16,7 @@ import (
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
 	"github.com/procession-dev/procession/internal/spool"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // agent is a spool and its forwarder.
@@ -115,18 +116,7 @@ func (a *agent) append(n int) {
 
 func (a *agent) wait(what string, cond func() bool) {
 	a.t.Helper()
-	waitFor(a.t, what, cond, func() string { return fmt.Sprintf("%+v\n%+v", a.fw.Status(), a.sp.Stats()) })
-}
-
-func waitFor(t testing.TB, what string, cond func() bool, more func() string) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 30 s\n%s", what, more())
-		}
-		<-time.After(2 * time.Millisecond)
-	}
+	testenv.Eventually(a.t, what, cond, func() string { return fmt.Sprintf("%+v\n%+v", a.fw.Status(), a.sp.Stats()) })
 }
 
 func (a *agent) acked() bool { return a.sp.Stats().Unacked == 0 }
@@ -202,9 +192,9 @@ func TestDeliver(t *testing.T) {
 	if h.Node != "node-1" || h.AgentVersion != "test" || h.BootId != "boot" || len(h.Lanes) != 1 {
 		t.Errorf("hello %v", h)
 	}
-	waitFor(t, "heartbeat tells made", func() bool {
+	testenv.Eventually(t, "heartbeat tells made", func() bool {
 		return st.Made(a.epoch) == 1000
-	}, func() string { return "" })
+	})
 }
 
 // One record alone goes at once; in a burst batches fill.
@@ -252,7 +242,7 @@ func TestServerKilledAndRestarted(t *testing.T) {
 	a.start()
 	for range 5 {
 		a.append(300)
-		waitFor(t, "some are stored", func() bool { return st.Mark(a.epoch) > a.sp.Stats().Made-300 }, func() string { return "" })
+		testenv.Eventually(t, "some are stored", func() bool { return st.Mark(a.epoch) > a.sp.Stats().Made-300 })
 		srv.kill()
 		a.append(100)
 		srv.start(newCollector(st))
@@ -621,7 +611,7 @@ func TestGapIsCounted(t *testing.T) {
 	c := newCollector(st)
 	c.reply = func(w *pb.Welcome) { w.Resume[0].After = 5 } // but it holds nothing
 	a := newAgent(t, serve(t, c).addr)
-	var log syncBuffer
+	var log testenv.Buffer
 	a.fcfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	a.openSpool()
 	a.append(10)
@@ -715,7 +705,7 @@ func TestChaos(t *testing.T) {
 	srv := serve(t, c)
 	p := newProxy(t, srv.addr)
 	a := newAgent(t, p.addr())
-	var log syncBuffer
+	var log testenv.Buffer
 	a.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	a.fcfg.Log = a.cfg.Log
 	defer func() {
@@ -796,23 +786,6 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	t.Logf("%d epochs, faults %v, %+v", len(made), faults, a.fw.Status())
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // A full spool to a collector on the same machine: what one agent can send.

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // A clock that is set by hand.
@@ -666,7 +668,7 @@ func TestRun(t *testing.T) {
 			}
 		})
 	}()
-	waitFor(t, func() bool {
+	testenv.Eventually(t, "the bundle is written", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		_, err := parseBundle(s.files[BundleFile])
@@ -707,13 +709,4 @@ func issueIn(t *testing.T, a *Authority, node string) agent {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.ca.cert)
 	return agent{tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, pool, a.now}
-}
-
-func waitFor(t *testing.T, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited 30 s in vain")
-		}
-	}
 }

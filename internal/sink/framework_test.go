@@ -16,6 +16,7 @@ import (
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/store"
 	"github.com/procession-dev/procession/internal/store/storetest"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // collectOf takes a part of what it is offered, as its function says.
@@ -221,9 +222,9 @@ func TestRunnerReplay(t *testing.T) {
 	}
 	replay(6)
 	// What is added before it has noticed comes first, and then once more.
-	eventually(t, func() bool { return len(c.got()) == 14 }, func() string { return fmt.Sprint(c.got()) })
+	testenv.Eventually(t, "14 are delivered", func() bool { return len(c.got()) == 14 }, func() string { return fmt.Sprint(c.got()) })
 	e.add(t, 2)
-	eventually(t, func() bool { return len(c.got()) == 16 }, func() string { return fmt.Sprint(c.got()) })
+	testenv.Eventually(t, "16 are delivered", func() bool { return len(c.got()) == 16 }, func() string { return fmt.Sprint(c.got()) })
 	stop()
 	want := append(ids(1, 10), ids(7, 12)...)
 	if d := cmp.Diff(want, c.got()); d != "" {
@@ -241,15 +242,6 @@ func TestRunnerReplay(t *testing.T) {
 	waitFor(t, r2, 12)
 	if d := cmp.Diff(ids(12, 12), c2.got()); d != "" {
 		t.Errorf("second run delivered (-want +got):\n%s", d)
-	}
-}
-
-func eventually(t *testing.T, ok func() bool, more func() string) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(more())
-		}
 	}
 }
 
@@ -301,7 +293,7 @@ func TestRunnerLease(t *testing.T) {
 	if d := cmp.Diff(ids(1, 21), c.got()); d != "" {
 		t.Errorf("the one that took over delivered (-want +got):\n%s", d)
 	}
-	eventually(t, func() bool { return !rd.Status().Running }, func() string { return "the one that hung still thinks it has the lease" })
+	testenv.Eventually(t, "the one that hung learns that it has no lease", func() bool { return !rd.Status().Running })
 }
 
 // A destination that is away for ten minutes, in virtual time: it gets

@@ -22,6 +22,7 @@ import (
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/store"
 	"github.com/procession-dev/procession/internal/store/storetest"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // env is a real store with its queue running.
@@ -282,15 +283,13 @@ func TestRunnerCursorIsStored(t *testing.T) {
 		e.add(t, 1)
 		waitFor(t, r, i+1)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for { // without a Flush
-		if all, err := e.st.Sinks(t.Context()); err != nil || time.Now().After(deadline) {
-			t.Fatalf("stored cursors %v, %v, want about 30", all, err)
-		} else if all["s"].Cursor >= 29 {
-			return
+	testenv.Eventually(t, "about 30 in the stored cursor, without a Flush", func() bool {
+		all, err := e.st.Sinks(t.Context())
+		if err != nil {
+			t.Fatal(err)
 		}
-		time.Sleep(time.Millisecond)
-	}
+		return all["s"].Cursor >= 29
+	})
 }
 
 func TestConfigIsChecked(t *testing.T) {

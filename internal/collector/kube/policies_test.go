@@ -13,13 +13,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/client-go/rest"
 
 	"github.com/procession-dev/procession/api/v1alpha1"
 	"github.com/procession-dev/procession/internal/collector/policystatus"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // A policyServer lists and watches policies, and takes their status.
@@ -119,15 +119,6 @@ func (s *policyServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within 30 s", what)
-		}
-	}
-}
-
 // Policies of both kinds are known as they are in the cluster, odd ones among
 // them, and changes are told by the watch.
 func TestPolicies(t *testing.T) {
@@ -162,7 +153,7 @@ func TestPolicies(t *testing.T) {
 	}
 	expect := func(what string, want ...string) {
 		t.Helper()
-		eventually(t, what, func() bool { return cmp.Equal(want, objects()) })
+		testenv.Eventually(t, what, func() bool { return cmp.Equal(want, objects()) })
 	}
 	expect("the list", "ClusterDetectionPolicy/a@1", "ClusterDetectionPolicy/odd@1")
 	all, _ := p.Policies()
@@ -176,7 +167,7 @@ func TestPolicies(t *testing.T) {
 			t.Errorf("policy (-want +got):\n%s", d)
 		}
 	}
-	eventually(t, "both are watched", func() bool { return s.watching("clusterdetectionpolicies") && s.watching("detectionpolicies") })
+	testenv.Eventually(t, "both are watched", func() bool { return s.watching("clusterdetectionpolicies") && s.watching("detectionpolicies") })
 	s.tell("clusterdetectionpolicies", "MODIFIED", policyJSON("ClusterDetectionPolicy", "", "a", 2, rules))
 	s.tell("clusterdetectionpolicies", "DELETED", policyJSON("ClusterDetectionPolicy", "", "odd", 3, rules))
 	s.tell("detectionpolicies", "ADDED", policyJSON("DetectionPolicy", "shop", "a", 4, rules))

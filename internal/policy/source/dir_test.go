@@ -1,7 +1,6 @@
 package source_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 func text(name, condition string) string {
@@ -81,29 +80,12 @@ type running struct {
 	t       *testing.T
 	dir     string
 	updates chan source.Update
-	log     *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log     *testenv.Buffer
 }
 
 func run(t *testing.T, dir string) *running {
 	t.Helper()
-	r := &running{t: t, dir: dir, updates: make(chan source.Update, 100), log: new(syncBuffer)}
+	r := &running{t: t, dir: dir, updates: make(chan source.Update, 100), log: new(testenv.Buffer)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	d := source.NewDir(dir, slog.New(slog.NewTextHandler(r.log, nil)))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 // An apiServer lists and watches policies as the real one does: each change
@@ -256,11 +257,9 @@ func (a *agent) inForce() string {
 
 func (a *agent) want(what, s string) {
 	a.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); a.inForce() != s; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			a.t.Fatalf("%s: in force is %q, want %q; %+v", what, a.inForce(), s, a.w.Status())
-		}
-	}
+	testenv.Eventually(a.t, what, func() bool { return a.inForce() == s }, func() string {
+		return fmt.Sprintf("in force is %q, want %q; %+v", a.inForce(), s, a.w.Status())
+	})
 }
 
 const (
@@ -313,11 +312,7 @@ func TestAway(t *testing.T) {
 	s.set(func(s *apiServer) { s.away = true })
 	a := start(t, c, file)
 	a.want("from disk", "a=1")
-	for deadline := time.Now().Add(60 * time.Second); a.w.Status().Failures == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no failure is counted: %+v", a.w.Status())
-		}
-	}
+	testenv.Eventually(t, "a failure is counted", func() bool { return a.w.Status().Failures > 0 })
 	if st := a.w.Status(); st.Synced || !strings.Contains(st.Error, "policies") && !strings.Contains(st.Error, "Policy") {
 		t.Errorf("status %+v", st)
 	}

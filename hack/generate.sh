@@ -17,5 +17,6 @@ PATH=$bin:$PATH protoc -I api/proto --go_out=api/proto --go_opt=paths=source_rel
 # Reference pages that are drawn from the code.
 go test ./internal/policy/celenv -run Reference -update >/dev/null
 go test ./internal/procconn/recorder -run TestFormatDoc -update >/dev/null
+go test ./internal/recording -run TestFormatPage -update >/dev/null
 go test ./internal/agent -run TestMetricsPage -update >/dev/null
 go test ./internal/collector -run TestMetricsPage -update >/dev/null

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -230,6 +231,21 @@ func TestRecordAndReplay(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("the replay raises %d miner alerts, want 1:\n%.3000s", n, alerts)
+	}
+}
+
+// Recordings keep the cause of a loss by its number.
+func TestCausesInRecordings(t *testing.T) {
+	var causes []string
+	for c := range procconn.NumCauses {
+		causes = append(causes, fmt.Sprintf("%d %s", c, c))
+	}
+	page, err := os.ReadFile("../../docs/recording-format.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "The cause of a loss: " + strings.Join(causes, ", ") + "."; !strings.Contains(string(page), want) {
+		t.Errorf("docs/recording-format.md does not say %q", want)
 	}
 }
 

@@ -13,22 +13,28 @@ import (
 type codec interface {
 	u64(*uint64)
 	text(*[]byte)
+	fail(why string)
 }
 
-// num passes a number of any size and sign through a codec.
+// num passes a number of any size and sign through a codec. One that does not
+// fit is bad input: cut to its size it would be another kind, or another pid.
 func num[T ~uint8 | ~uint16 | ~uint32 | ~uint64 | ~int32](c codec, v *T) {
 	u := uint64(*v)
 	c.u64(&u)
-	*v = T(u)
+	if *v = T(u); uint64(*v) != u {
+		c.fail(fmt.Sprintf("number %d does not fit its field", u))
+	}
 }
 
-func flag(c codec, v *bool) {
+func yesNo(c codec, v *bool) {
 	var u uint64
 	if *v {
 		u = 1
 	}
 	c.u64(&u)
-	*v = u != 0
+	if *v = u != 0; u > 1 {
+		c.fail(fmt.Sprintf("number %d is neither yes nor no", u))
+	}
 }
 
 func (h *Header) fields(c codec) {
@@ -81,7 +87,7 @@ func facts(c codec, f *event.Facts) {
 	num(c, &f.Have)
 	num(c, &f.From)
 	num(c, &f.Start)
-	flag(c, &f.StartTicks)
+	yesNo(c, &f.StartTicks)
 	num(c, &f.PPID)
 	num(c, &f.ParentStart)
 	for _, id := range []*uint32{&f.UID, &f.GID, &f.SUID, &f.SGID, &f.EUID, &f.EGID, &f.FSUID, &f.FSGID} {
@@ -97,7 +103,7 @@ func facts(c codec, f *event.Facts) {
 	num(c, &f.TTY)
 	num(c, &f.LoginUID)
 	num(c, &f.AuditSession)
-	flag(c, &f.NoNewPrivs)
+	yesNo(c, &f.NoNewPrivs)
 	num(c, &f.Threads)
 	num(c, &f.ExeFile.Dev)
 	num(c, &f.ExeFile.Ino)
@@ -122,6 +128,8 @@ func (e *encoder) text(v *[]byte) {
 	e.b = binary.AppendUvarint(e.b, uint64(len(*v)))
 	e.b = append(e.b, *v...)
 }
+
+func (e *encoder) fail(string) {} // what has its type fits
 
 // A decoder takes fields from the front of b. Text stays in b: it is valid as
 // long as the block is.

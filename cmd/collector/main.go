@@ -1,4 +1,4 @@
-// The collector receives alerts from agents, keeps them, and brings them to
+// Command collector receives alerts from agents, keeps them, and brings them to
 // sinks. See internal/collector.
 package main
 
@@ -8,6 +8,7 @@ import (
 	"github.com/procession-dev/procession/internal/collector"
 )
 
-var version = "dev" // set by the linker
+// version is set by the linker (see the Makefile).
+var version = "unknown"
 
 func main() { os.Exit(collector.Main(version, os.Args[1:], os.Stdout, os.Stderr)) }

@@ -97,9 +97,6 @@ func (r *Rule) Mitre() []v1alpha1.Mitre { return r.Spec.Mitre }
 // Tags lists the rule's tags.
 func (r *Rule) Tags() []string { return r.Spec.Tags }
 
-// Uses lists the variables the condition reads, in its order.
-func (r *Rule) Uses() []string { return r.condition.Uses() }
-
 // Compile checks and compiles a policy. An error is of type Errors and holds
 // every problem that was found.
 func (c *Compiler) Compile(o *Object) (*Policy, error) {

@@ -272,7 +272,7 @@ func (e *Engine) settle(r *Rule, m meter, v verdict, ev *event.Event, emit func(
 	h := e.holder(r.Namespace)
 	var stands *Aggregated
 	if r.threshold != nil {
-		if stands = h.count(e.act, r, m, v, ev); stands == nil {
+		if stands = h.count(e.act, r, m, ev); stands == nil {
 			m.belowThreshold.Add(1)
 			return
 		}

@@ -127,7 +127,7 @@ type tally struct {
 }
 
 // count adds a match. It returns nil below the threshold.
-func (h *holder) count(a *celenv.Activation, r *Rule, m meter, v verdict, ev *event.Event) *Aggregated {
+func (h *holder) count(a *celenv.Activation, r *Rule, m meter, ev *event.Event) *Aggregated {
 	h.key(a, r, r.threshold.by)
 	k := h.sum.Sum64()
 	span := int64(r.threshold.window)

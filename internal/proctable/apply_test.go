@@ -614,7 +614,7 @@ func TestLineageSurvivesExits(t *testing.T) {
 	}
 	p := w.tab.Lookup(last)
 	n := 0
-	for a := range Ancestors(p) {
+	for a := p.Parent; a != nil; a = a.Parent {
 		n++
 		if a.PID == 1 {
 			break
@@ -666,7 +666,7 @@ func TestEndlessChain(t *testing.T) {
 			p := w.tab.Lookup(pid)
 			n := 0
 			var last [3]int32
-			for a := range Ancestors(p) {
+			for a := p.Parent; a != nil; a = a.Parent {
 				last = [3]int32{last[1], last[2], a.PID}
 				n++
 			}

@@ -232,7 +232,7 @@ func (w *watcher) Record(r *event.Record) {
 		kind: w.ev.Kind, process: *w.ev.Process, lineage: lineage(w.ev.Process), before: w.ev.Before,
 		known: w.ev.HasBefore, thread: r.PID, dur: w.ev.Duration,
 	}
-	for a := range Ancestors(w.ev.Process) {
+	for a := w.ev.Process.Parent; a != nil; a = a.Parent {
 		s.parents = append(s.parents, *a)
 	}
 	w.mu.Lock()

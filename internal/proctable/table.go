@@ -145,15 +145,6 @@ func (t *Table) All() iter.Seq[*event.Process] {
 	}
 }
 
-// Ancestors are p's creator, its creator, and so on, ended ones included, up
-// to the first process whose creator is unknown or none.
-func Ancestors(p *event.Process) iter.Seq[*event.Process] {
-	return func(yield func(*event.Process) bool) {
-		for a := p.Parent; a != nil && yield(a); a = a.Parent {
-		}
-	}
-}
-
 // room is how many entries one call may add. They are made free beforehand:
 // nothing a call holds may be evicted by the call itself.
 const room = 8

@@ -182,7 +182,7 @@ func (w *world) tick() {
 func lineage(p *event.Process) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:%s", p.PID, filepath.Base(p.Exe))
-	for a := range Ancestors(p) {
+	for a := p.Parent; a != nil; a = a.Parent {
 		fmt.Fprintf(&b, " < %d:%s", a.PID, filepath.Base(a.Exe))
 	}
 	return b.String()

@@ -299,7 +299,7 @@ func (w *walker) call(e ast.Expr) {
 		defer func() { w.within = "" }()
 	}
 	if c.IsMemberFunction() {
-		w.foldedCase(e, c)
+		w.foldedCase(c)
 		w.visit(c.Target())
 	}
 	for _, x := range c.Args() {
@@ -308,7 +308,7 @@ func (w *walker) call(e ast.Expr) {
 }
 
 // foldedCase warns of x.lowerAscii().contains('ABC'), which is never true.
-func (w *walker) foldedCase(e ast.Expr, c ast.CallExpr) {
+func (w *walker) foldedCase(c ast.CallExpr) {
 	if c.Target().Kind() != ast.CallKind || len(c.Args()) != 1 {
 		return
 	}

@@ -19,10 +19,8 @@
 // nesting and number of nodes, the functions it may call, regular expressions
 // known at compile time only, no comprehension inside another.
 //
+// Variables and functions may be added; none is renamed, retyped or removed.
+//
 // An Env and an Expr are immutable and safe for concurrent use; an Activation
 // belongs to one goroutine.
 package celenv
-
-// LanguageVersion numbers the variables and functions. Within a number,
-// variables and functions may be added; none is renamed, retyped or removed.
-const LanguageVersion = 1

@@ -1,7 +1,5 @@
 package match
 
-import "math/bits"
-
 // Bits is a set of rules, by index.
 type Bits []uint64
 
@@ -16,12 +14,3 @@ func (b Bits) Clear(i int) { b[i>>6] &^= 1 << (i & 63) }
 
 // Has says whether rule i is in the set.
 func (b Bits) Has(i int) bool { return i>>6 < len(b) && b[i>>6]&(1<<(i&63)) != 0 }
-
-// Count is the number of rules in the set.
-func (b Bits) Count() int {
-	n := 0
-	for _, w := range b {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}

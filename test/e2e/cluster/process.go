@@ -93,7 +93,7 @@ func (c *Cluster) running(name string) (identity, bool) {
 // start runs a program of the cluster in a session of its own, so that it
 // outlives this process, with its output at the end of log/NAME.log. One that
 // runs already is left alone.
-func (c *Cluster) start(name string, argv []string, env ...string) error {
+func (c *Cluster) start(name string, argv []string) error {
 	if _, ok := c.running(name); ok {
 		return nil
 	}
@@ -105,7 +105,6 @@ func (c *Cluster) start(name string, argv []string, env ...string) error {
 	fmt.Fprintf(log, "---- %s starts: %s\n", time.Now().Format(time.RFC3339), strings.Join(argv, " "))
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)

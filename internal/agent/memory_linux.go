@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -14,41 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An ownMemory is this process's.
-type ownMemory struct {
-	settler
-	statm *os.File
-	text  [][2]uintptr // ranges of the program's file that nothing can write to
+// newSettler makes one for this process. There may be one only: dividing a
+// second time would put the program together again.
+func newSettler() (settler, error) {
+	text, err := findText()
+	if err == nil {
+		err = text.divide()
+	}
+	return settler{resident: resident, unmap: text.unmap, collect: debug.FreeOSMemory}, err
 }
 
-func newSettler() (*ownMemory, error) {
-	m := new(ownMemory)
-	if err := m.findText(); err != nil {
-		return nil, err
-	}
-	err := m.divideText()
+// resident is this process's resident memory (proc(5): the second field of statm,
+// in pages).
+func resident() (int, error) {
+	b, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
-		return nil, err
-	}
-	if m.statm, err = os.Open("/proc/self/statm"); err != nil {
-		return nil, err
-	}
-	m.settler = settler{resident: m.read, unmap: m.unmapText, collect: debug.FreeOSMemory}
-	return m, nil
-}
-
-func (m *ownMemory) close() { m.statm.Close() }
-
-// read is the resident memory (proc(5): the second field of statm, in pages).
-func (m *ownMemory) read() (int, error) {
-	var b [128]byte
-	n, err := m.statm.ReadAt(b[:], 0)
-	if err != nil && err != io.EOF {
 		return 0, err
 	}
-	f := bytes.Fields(b[:n])
+	f := bytes.Fields(b)
 	if len(f) < 2 {
-		return 0, fmt.Errorf("read /proc/self/statm: %q has no second field", b[:n])
+		return 0, fmt.Errorf("read /proc/self/statm: %q has no second field", b)
 	}
 	pages, err := strconv.Atoi(string(f[1]))
 	if err != nil {
@@ -57,15 +41,19 @@ func (m *ownMemory) read() (int, error) {
 	return pages * os.Getpagesize(), nil
 }
 
-// unmapText gives back the pages of the program's own file.
+// An ownText is where the program's own file is mapped and nothing can write to
+// it: ranges of addresses, which stay where they are.
+type ownText [][2]uintptr
+
+// unmap gives back the pages.
 //
 // They are a clean copy of the file. Without this those that were touched stay
 // mapped for as long as the agent lives, and count as its resident memory,
 // although most of the code and tables in them run once. Unmapping them loses
 // nothing: what runs again is mapped again from the page cache, at a minor
 // fault for every piece of it.
-func (m *ownMemory) unmapText() error {
-	for _, r := range m.text {
+func (t ownText) unmap() error {
+	for _, r := range t {
 		if _, _, e := syscall.Syscall(unix.SYS_MADVISE, r[0], r[1]-r[0], unix.MADV_DONTNEED); e != 0 {
 			return fmt.Errorf("give back pages of the program: %w", e)
 		}
@@ -73,15 +61,15 @@ func (m *ownMemory) unmapText() error {
 	return nil
 }
 
-// divideText has the kernel map less of the program at a time.
+// divide has the kernel map less of the program at a time.
 //
 // With each page that is touched the kernel maps what it has around it, up to
 // 64 KiB but never beyond the mapping: three times as much as is used. Pieces that
 // take turns in a flag remain mappings of their own. The flag, not to be in a
 // core dump, is without effect: what is a clean copy of a file is in none.
-func (m *ownMemory) divideText() error {
+func (t ownText) divide() error {
 	piece := uintptr(max(16<<10, os.Getpagesize()))
-	for _, r := range m.text {
+	for _, r := range t {
 		for at := r[0]; at < r[1]; at += 2 * piece {
 			if _, _, e := syscall.Syscall(unix.SYS_MADVISE, at, min(piece, r[1]-at), unix.MADV_DONTDUMP); e != 0 {
 				return fmt.Errorf("divide the mapping of the program: %w", e)
@@ -91,29 +79,29 @@ func (m *ownMemory) divideText() error {
 	return nil
 }
 
-// findText looks for the program among the mappings. They stay where they are.
-func (m *ownMemory) findText() error {
+// findText looks for the program among the mappings.
+func findText() (t ownText, err error) {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		if from, to, ok := ownText(lines.Text(), exe); ok {
-			m.text = append(m.text, [2]uintptr{from, to})
+		if from, to, ok := textRange(lines.Text(), exe); ok {
+			t = append(t, [2]uintptr{from, to})
 		}
 	}
-	return lines.Err()
+	return t, lines.Err()
 }
 
-// ownText is the range of a line of maps if it is a part of exe that nothing
+// textRange is the range of a line of maps if it is a part of exe that nothing
 // can write to: what was written is not in the file, and must stay.
-func ownText(line, exe string) (from, to uintptr, ok bool) {
+func textRange(line, exe string) (from, to uintptr, ok bool) {
 	f := strings.Fields(line)
 	if len(f) < 6 || strings.Join(f[5:], " ") != exe {
 		return 0, 0, false

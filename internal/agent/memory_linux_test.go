@@ -1,7 +1,11 @@
 package agent
 
 import (
+	"fmt"
+	"log/slog"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,7 +17,7 @@ import (
 	"github.com/procession-dev/procession/internal/testenv"
 )
 
-func TestOwnText(t *testing.T) {
+func TestTextRange(t *testing.T) {
 	const exe = "/usr/bin/agent"
 	for _, tt := range []struct {
 		name, line string
@@ -30,7 +34,7 @@ func TestOwnText(t *testing.T) {
 		{"code", "00400000-00f51000 r-xp 00000000 fe:00 9978226                            /usr/bin/agent", 0x400000, 0xf51000},
 		{"tables", "00f51000-01ccd000 r--p 00b51000 fe:00 9978226    /usr/bin/agent", 0xf51000, 0x1ccd000},
 	} {
-		from, to, ok := ownText(tt.line, exe)
+		from, to, ok := textRange(tt.line, exe)
 		if from != tt.from || to != tt.to || ok != (tt.to != 0) {
 			t.Errorf("%s: %q: %#x-%#x %t, want %#x-%#x", tt.name, tt.line, from, to, ok, tt.from, tt.to)
 		}
@@ -45,20 +49,20 @@ func TestSettleMemory(t *testing.T) {
 	}
 	// The whole program, as if the start had used all of it.
 	lines(t, "/proc/self/maps", func(line string) {
-		if from, to, ok := ownText(line, exe); ok {
+		if from, to, ok := textRange(line, exe); ok {
 			_, _, e := syscall.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_POPULATE_READ)
 			if e != 0 {
 				testenv.Skip(t, "the kernel does not map pages on request: "+e.Error())
 			}
 		}
 	})
-	resident := func() (kb int) {
+	ofProgram := func() (kb int) {
 		t.Helper()
 		counts := false
 		lines(t, "/proc/self/smaps", func(line string) {
 			w := strings.Fields(line)
 			if strings.Contains(w[0], "-") {
-				_, _, counts = ownText(line, exe)
+				_, _, counts = textRange(line, exe)
 			}
 			if counts && w[0] == "Rss:" {
 				n, err := strconv.Atoi(w[1])
@@ -70,20 +74,61 @@ func TestSettleMemory(t *testing.T) {
 		})
 		return kb
 	}
-	before := resident()
+	before := ofProgram()
 	m, err := newSettler()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.close()
 	if err := m.look(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if is, err := m.read(); err != nil || is < 1<<20 || is > 1<<30 {
+	if is, err := m.resident(); err != nil || is < 1<<20 || is > 1<<30 {
 		t.Errorf("resident memory is %d bytes, %v", is, err)
 	}
-	if after := resident(); before == 0 || after > before/2 {
+	if after := ofProgram(); before == 0 || after > before/2 {
 		t.Errorf("%d kB of the program are resident, %d before; want half or less", after, before)
+	}
+}
+
+// TestLimitMemory: in a cgroup with a limit Go has one below it, but where the
+// operator said otherwise.
+func TestLimitMemory(t *testing.T) {
+	const child = "PROCESSION_LIMIT_MEMORY"
+	if os.Getenv(child) != "" {
+		limitMemory(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		fmt.Printf("limit %d\n", memoryLimit())
+		return
+	}
+	testenv.Root(t)
+	root, file := "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+	if _, err := os.Stat(root); err != nil {
+		root, file = "/sys/fs/cgroup", "memory.max"
+	}
+	dir := testenv.Cgroup(t, root, fmt.Sprintf("procession-limit-%d/inner", os.Getpid()))
+	for _, c := range []struct {
+		outer, inner, env string
+		want              int64
+	}{
+		{"1G", "512M", "GOMEMLIMIT=", 512<<20*9/10 + 1 - besideGo},
+		{"256M", "512M", "GOMEMLIMIT=", 256<<20*9/10 + 1 - besideGo},
+		{"-1", "-1", "GOMEMLIMIT=", 0},
+		{"1G", "512M", "GOMEMLIMIT=100MiB", 100 << 20},
+		{"1G", "512M", "GOMEMLIMIT=off", 0},
+	} {
+		for d, limit := range map[string]string{filepath.Dir(dir): c.outer, dir: c.inner} {
+			if file == "memory.max" && limit == "-1" {
+				limit = "max"
+			}
+			if err := os.WriteFile(filepath.Join(d, file), []byte(limit), 0); err != nil {
+				testenv.Skip(t, "a cgroup cannot be limited here: "+err.Error())
+			}
+		}
+		cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(dir, "cgroup.procs"), os.Args[0], "-test.run=^TestLimitMemory$")
+		cmd.Env = append(os.Environ(), child+"=1", c.env)
+		out, err := cmd.CombinedOutput()
+		if want := fmt.Sprintf("limit %d\n", c.want); err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("outer %s, inner %s, %s: %v, %s; want %s", c.outer, c.inner, c.env, err, out, want)
+		}
 	}
 }
 

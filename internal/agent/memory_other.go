@@ -4,9 +4,5 @@ package agent
 
 import "errors"
 
-// An ownMemory has nothing to give back where agent run cannot run.
-type ownMemory struct{ settler }
-
-func newSettler() (*ownMemory, error) { return nil, errors.ErrUnsupported }
-
-func (*ownMemory) close() {}
+// newSettler has nothing to give back where agent run cannot run.
+func newSettler() (settler, error) { return settler{}, errors.ErrUnsupported }

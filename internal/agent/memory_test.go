@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 )
@@ -41,9 +44,47 @@ func TestSettler(t *testing.T) {
 			t.Fatalf("%s: unmapped %d times, collected %d times; want %d, %d", c.what, unmapped, collected, c.wantUnmapped, c.wantCollec)
 		}
 	}
-	broken := errors.New("no such file")
-	s.resident = func() (int, error) { return 0, broken }
-	if err := s.look(now); err != broken {
-		t.Errorf("error %v, want %v", err, broken)
+	s.stage()
+	if unmapped != 8 || collected != 4 {
+		t.Errorf("after a stage: unmapped %d times, collected %d times; want 8, 4", unmapped, collected)
+	}
+}
+
+// TestSettlerFails: what cannot be given back is said once, and kept.
+func TestSettlerFails(t *testing.T) {
+	var none settler
+	none.stage()
+	if err := none.look(time.Now()); err != nil {
+		t.Error(err)
+	}
+	fails := errors.New("operation not permitted")
+	for name, s := range map[string]settler{
+		"resident": {resident: func() (int, error) { return 0, fails }},
+		"unmap":    {resident: func() (int, error) { return 1, nil }, unmap: func() error { return fails }},
+	} {
+		var log bytes.Buffer
+		s.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		for range 3 {
+			s.say(s.look(time.Now()))
+		}
+		if n := strings.Count(log.String(), fails.Error()); n != 1 {
+			t.Errorf("%s: said %d times, want once:\n%s", name, n, &log)
+		}
+	}
+}
+
+func TestGoLimit(t *testing.T) {
+	const mb = 1 << 20
+	for _, c := range []struct{ cgroup, want int64 }{
+		{-1, 0},
+		{0, 0}, // none
+		{1, 32 * mb},
+		{40 * mb, 32 * mb},
+		{100 * mb, 82 * mb},
+		{1 << 62, 1<<62 - (1<<62)/10 - 8*mb},
+	} {
+		if got := goLimit(c.cgroup); got != c.want {
+			t.Errorf("a cgroup that may use %d bytes: %d for Go, want %d", c.cgroup, got, c.want)
+		}
 	}
 }

@@ -104,7 +104,7 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	if f.budget.Rules < 1 || f.budget.Time < time.Millisecond || f.budget.Time > time.Second {
 		return usagef("--namespace-rules: %d, --namespace-time: %v; want at least 1, and 1ms to 1s", f.budget.Rules, f.budget.Time)
 	}
-	if err := checkCapture(f.recorder, f.drain); err != nil {
+	if err := checkCapture(f.recorder, f.drain, 0); err != nil {
 		return err
 	}
 	if err := f.connect.check(f.node); err != nil {
@@ -116,10 +116,10 @@ func runCommand(args []string, stdout, stderr io.Writer, version string) error {
 	if f.coverage < time.Second || f.coverage > 10*time.Minute {
 		return usagef("--coverage: %v, want 1s to 10m", f.coverage)
 	}
-	beFrugal()
+	memory := beFrugal(log)
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	a := &agent{flags: f, version: version, log: log, stderr: stderr, prompt: newPrompter()}
+	a := &agent{flags: f, version: version, log: log, stderr: stderr, memory: memory, prompt: newPrompter()}
 	return a.run(ctx)
 }
 
@@ -150,6 +150,7 @@ type agent struct {
 	conn   *procconn.Conn
 	engine *policy.Engine
 	prompt prompter
+	memory *settler
 
 	watcher      *policykube.Watcher // nil: rules come from a directory
 	policyStates atomic.Pointer[map[source.State]int]
@@ -213,7 +214,7 @@ func (a *agent) run(ctx context.Context) error {
 	if a.watchNamespaces != nil {
 		parts.Go(func() error { return a.watchNamespaces(sourceCtx) })
 	}
-	parts.Go(func() error { a.settle(sourceCtx); return nil })
+	parts.Go(func() error { a.memory.run(sourceCtx); return nil })
 	parts.Go(func() error {
 		defer stopSend()
 		return a.spool.Run(spoolCtx)
@@ -269,12 +270,14 @@ func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	}
 	// Renames come by the thousand, and few rules want them.
 	a.kinds = event.KindSet(event.AllKinds()...)&^event.KindSet(event.CommChange) | a.engine.Set().Kinds()
+	a.memory.stage()
 	a.conn, err = procconn.Open(ctx, procconn.Config{
 		Recorder: procconn.Mode(a.flags.recorder), DrainInterval: a.flags.drain, Log: a.log, Cwd: true, Kinds: a.kinds,
 	})
 	if err != nil {
 		return err
 	}
+	a.memory.started()
 	a.pipe.fair.full = a.conn.Full
 	n, err := a.pipe.scan()
 	if err != nil {
@@ -300,7 +303,7 @@ func (a *agent) sayListening(processes int) {
 			a.log.Warn("no rule is in force: nothing will be alerted until the policy directory holds one that compiles", "dir", a.flags.policies)
 		}
 	}
-	a.log.Info("listening", "way", st.Way, "since", st.Since, "cgroups", cgroup.Layout(), "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
+	a.log.Info("listening", "way", st.Way, "since", st.Since, "cgroups", cgroup.Layout(), "memory_limit", memoryLimit(), "processes", processes, "rules", len(a.engine.Set().Rules()), "version", a.version)
 }
 
 // sayGoodbye sums up, so that the log's last line answers what was delivered.

@@ -462,6 +462,49 @@ func TestStop(t *testing.T) {
 	})
 }
 
+// TestGoodbye: who ends says so to the kernel, which on kernels before 6.6 goes
+// on sending for the sake of everybody who did not.
+func TestGoodbye(t *testing.T) {
+	bothWays(t, func(t *testing.T, m Mode) {
+		watch(t, Config{Recorder: m}, newWitness()) // the kernel answers while anybody listens
+		heard, err := openSocket("", 4<<20, attachClassic(bulkFilter(0, 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer heard.close()
+		ignored := func() (n int) {
+			var cnt counters
+			for _, m := range readTruth(t, heard, &cnt) {
+				if m.What == WhatNone && m.Ack == 0+1 { // the answer to our IGNORE, which has number 0
+					n++
+				}
+			}
+			return n
+		}
+		c := openHere(t, Config{Recorder: m})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx, newWitness()) }()
+		ignored() // by others on this machine
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if n := ignored(); n == 0 {
+			t.Error("no IGNORE at the end of Run")
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := openHere(t, Config{Recorder: m}).Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := ignored(); n == 0 {
+			t.Error("no IGNORE at a Close without Run")
+		}
+	})
+}
+
 // inUse counts what could leak; it waits a little for what is about to end.
 func inUse(t *testing.T, want [3]int) (n [3]int) {
 	t.Helper()

@@ -140,7 +140,7 @@ func (f *fallback) addReader(cpu int, filter []unix.SockFilter, rcvBuf int) erro
 		return err
 	}
 	f.readers = append(f.readers, &execReader{
-		f: f, cpu: cpu, sock: s,
+		f: f, cpu: cpu, sock: s, share: cmp.Or(f.c.cfg.share, usualShare),
 		q:    newQueue(64, 48<<10+snapshotRoom, snapshotRoom, max(4, chunkBudget/(f.pins+1))),
 		snap: snapshotter{proc: f.proc, cwd: f.c.cfg.Cwd},
 		recv: newReceiver(readerBatch),

@@ -297,13 +297,13 @@ func TestShare(t *testing.T) {
 	done := make(chan struct{})
 	onOwnThread(func() {
 		defer close(done)
-		r := &execReader{}
+		r := &execReader{share: usualShare}
 		r.class.Store(uint32(raise(fifo)))
 		first := class(r.class.Load())
 		if !r.mayRead() {
 			t.Error("may not read at first")
 		}
-		for begin := threadCPU(); threadCPU()-begin <= share; {
+		for begin := threadCPU(); threadCPU()-begin <= r.share; {
 		}
 		turns := 0
 		for r.mayRead() {
@@ -324,6 +324,55 @@ func TestShare(t *testing.T) {
 		}
 	})
 	<-done
+}
+
+// TestShareInAFlood: while programs run as fast as the machine can start them a
+// reader keeps to its share: it is an ordinary thread then, reads nothing, and
+// hands every exec over all the same. When the flood is over it races again.
+func TestShareInAFlood(t *testing.T) {
+	w := newWitness()
+	w.keep = func(r *event.Record) bool { return false }
+	c, stop := watch(t, Config{Recorder: Off, share: time.Millisecond}, w)
+	fastest := func() (best class) {
+		for _, r := range c.src.(*fallback).readers {
+			if r.pinned.Load() {
+				best = max(best, class(r.class.Load()))
+			}
+		}
+		return best
+	}
+	first := fastest()
+	if first == normal {
+		testenv.Skip(t, "readers run at no priority here")
+	}
+	program, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(n int) {
+		runChild(t, exec.Command("/bin/sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do %s; i=$((i+1)); done", n, program)))
+	}
+	lowered, made := false, uint64(0)
+	for end := time.Now().Add(20 * time.Second); ; {
+		run(200)
+		made += 201
+		lowered = lowered || fastest() < first
+		if c.Stats().Facts.Throttled >= 200 && (lowered || first != fifo) || time.Now().After(end) {
+			break
+		}
+	}
+	if s := c.Stats(); s.Facts.Throttled < 200 || first == fifo && !lowered {
+		t.Errorf("%d of %d execs were not read about, priority lowered: %t; the share has no effect: %+v", s.Facts.Throttled, made, lowered, s.Facts)
+	}
+	for end := time.Now().Add(20 * time.Second); fastest() < first; {
+		if time.Now().After(end) {
+			t.Fatal("the reader does not race again")
+		}
+		run(1) // the next second begins with the exec after it
+		made += 2
+	}
+	w.await(t, "all execs", func() bool { return c.Stats().Delivered[event.Exec] >= made })
+	stop()
 }
 
 // TestQueue: everything comes through in order, with its text, and chunks are

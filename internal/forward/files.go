@@ -7,8 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // Files names what says who the collector is, and perhaps who we are. They are
@@ -27,7 +27,7 @@ const (
 
 // TLS is for Config.TLS.
 func (f Files) TLS(context.Context) (*tls.Config, error) {
-	ca, err := readBounded(f.CA, maxCA)
+	ca, err := wholefile.Read(f.CA, maxCA)
 	if err != nil {
 		return nil, fmt.Errorf("certificates of the collector's authority: %w", err)
 	}
@@ -58,7 +58,7 @@ func TrustOnly(ca []byte, serverName string) (*tls.Config, error) {
 // TokenFile makes a Config.Token that reads a file, as the kubelet writes it.
 func TokenFile(path string) func() (string, error) {
 	return func() (string, error) {
-		b, err := readBounded(path, maxToken)
+		b, err := wholefile.Read(path, maxToken)
 		if err != nil {
 			return "", fmt.Errorf("token: %w", err)
 		}
@@ -73,22 +73,6 @@ func TokenFile(path string) func() (string, error) {
 		}
 		return string(b), nil
 	}
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
-	}
-	return b, nil
 }
 
 // bearer is a token in a call's metadata.

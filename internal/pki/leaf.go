@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // How long certificates are good for.
@@ -105,9 +107,9 @@ func (a *Authority) Issue(node string, life time.Duration, out string) (expires 
 	}
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 	return cert.NotAfter, errors.Join(
-		writeFile(filepath.Join(out, bundleFile), a.bundleLocked(), 0o644),
-		writeFile(filepath.Join(out, "agent.key"), keyPEM, 0o600),
-		writeFile(filepath.Join(out, "agent.crt"), certPEM, 0o644))
+		wholefile.Replace(filepath.Join(out, bundleFile), a.bundleLocked(), 0o644),
+		wholefile.Replace(filepath.Join(out, "agent.key"), keyPEM, 0o600),
+		wholefile.Replace(filepath.Join(out, "agent.crt"), certPEM, 0o644))
 }
 
 // leafLocked signs a certificate, at most as long as its authority lasts.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // A Storage is where an Authority keeps its files.
@@ -59,14 +61,14 @@ func (f folderFiles) Write(name string, b []byte) error {
 	if filepath.Ext(name) == ".crt" {
 		mode = 0o644
 	}
-	return writeFile(f.Path(name), b, mode)
+	return wholefile.Replace(f.Path(name), b, mode)
 }
 
 func (f folderFiles) Remove(name string) error {
 	if err := os.Remove(f.Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove a file of the certificate authority: %w", err)
 	}
-	return syncDir(string(f.folder))
+	return wholefile.SyncDir(string(f.folder))
 }
 
 func (f folderFiles) Commit() error { return nil }
@@ -83,44 +85,4 @@ func lock(path string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock the certificate authority: %w", err)
 	}
 	return func() { f.Close() }, nil
-}
-
-// writeFile writes a file whole or not at all.
-func writeFile(path string, b []byte, mode fs.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // File names in the state directory.
@@ -107,7 +109,7 @@ func OpenSQLite(ctx context.Context, dir string) (_ *SQLite, err error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, dbError(path, err)
 	}
-	return s, syncDir(dir)
+	return s, wholefile.SyncDir(dir)
 }
 
 func dsn(path string, pragmas ...string) string {
@@ -128,15 +130,6 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the state directory %s: %w", dir, err)
 	}
 	return f, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Close ends the store. No method may run or follow.
@@ -251,7 +244,7 @@ func (s *SQLite) Backup(ctx context.Context, file string) error {
 	if f, err = os.OpenFile(file, os.O_RDWR, 0); err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(file)))
+	return errors.Join(f.Sync(), f.Close(), wholefile.SyncDir(filepath.Dir(file)))
 }
 
 // RestoreSQLite puts a backup in the place of the database in dir, which nobody
@@ -284,7 +277,7 @@ func RestoreSQLite(ctx context.Context, dir, file string) (head int64, err error
 	if err := os.Rename(tmp, path); err != nil {
 		return 0, err
 	}
-	if err := syncDir(dir); err != nil {
+	if err := wholefile.SyncDir(dir); err != nil {
 		return 0, err
 	}
 	lock.Close()

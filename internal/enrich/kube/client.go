@@ -16,6 +16,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // A Server is whom to ask over HTTPS.
@@ -105,7 +107,7 @@ func (c *client) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		cfg.ServerName = host
 	}
 	if c.server.CAFile != "" {
-		pem, err := readSmall(c.server.CAFile)
+		pem, err := wholefile.Read(c.server.CAFile, maxCredential)
 		if err != nil {
 			return nil, &CredentialError{fmt.Errorf("certificates to trust: %w", err)}
 		}
@@ -127,7 +129,7 @@ func (c *client) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "procession-agent")
 	if c.server.TokenFile != "" {
-		token, err := readSmall(c.server.TokenFile)
+		token, err := wholefile.Read(c.server.TokenFile, maxCredential)
 		if err != nil {
 			return nil, &CredentialError{fmt.Errorf("token: %w", err)}
 		}
@@ -145,20 +147,8 @@ func (c *client) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	return resp.Body, nil
 }
 
-// readSmall reads a file that is a token or a few certificates.
-func readSmall(file string) ([]byte, error) {
-	const most = 1 << 20
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && len(b) > most {
-		err = fmt.Errorf("%s: larger than %d bytes", file, most)
-	}
-	return b, err
-}
+// maxCredential bounds a file that is a token or a few certificates.
+const maxCredential = 1 << 20
 
 // causeOf sorts a failure into one of Causes.
 func causeOf(err error) string {

@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // The file is one line, "procession-pods 1 CRC32C LENGTH", and then the pods as
@@ -58,40 +57,18 @@ func store(file string, pods []*Pod) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".pods-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = fmt.Fprintf(f, fileHead, crc32.Checksum(body, castagnoli), len(body))
-	if err == nil {
-		_, err = f.Write(body)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), file)
+	head := fmt.Appendf(nil, fileHead, crc32.Checksum(body, castagnoli), len(body))
+	return wholefile.Replace(file, append(head, body...), 0o600)
 }
 
 // load reads what save wrote. A file that is not there is an empty list.
 func load(file string, most int) ([]*Pod, error) {
-	f, err := os.Open(file)
+	content, err := wholefile.Read(file, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(content) > maxFile:
-		return nil, fmt.Errorf("larger than %d bytes", maxFile)
 	}
 	return parseFile(content, most)
 }

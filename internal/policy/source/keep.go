@@ -7,10 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
+
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // keep is the file with the policies in force: a line with the SHA-256 of the
@@ -31,20 +30,12 @@ func (k keep) read() ([]kept, error) {
 	if k == "" {
 		return nil, nil
 	}
-	f, err := os.Open(string(k))
+	b, err := wholefile.Read(string(k), maxKeep)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKeep+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxKeep {
-		return nil, fmt.Errorf("%s is larger than %d bytes", string(k), maxKeep)
 	}
 	return parseKept(string(k), b)
 }
@@ -74,7 +65,7 @@ func checksum(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (k keep) write(all []kept) (err error) {
+func (k keep) write(all []kept) error {
 	if k == "" {
 		return nil
 	}
@@ -82,32 +73,5 @@ func (k keep) write(all []kept) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(string(k)), ".policies-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), string(k)); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(string(k)))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return wholefile.Replace(string(k), b, 0o600)
 }

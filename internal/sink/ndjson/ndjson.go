@@ -26,6 +26,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/store"
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // tailBytes is how far back the last line with an id is looked for. One line
@@ -68,7 +69,7 @@ func (n *File) open() error {
 		}
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(n.path))
+		err = wholefile.SyncDir(filepath.Dir(n.path))
 	}
 	if err != nil {
 		f.Close()
@@ -331,13 +332,4 @@ func (w *walk) find(ctx context.Context, from int64, id string) (_ int64, err er
 		at = w.recs[len(w.recs)-1].Cursor
 	}
 	return from, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -38,6 +38,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/sink"
 	"github.com/procession-dev/procession/internal/store"
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // Config configures a Webhook.
@@ -110,7 +111,7 @@ func New(cfg Config) (*Webhook, error) {
 		if file == "" {
 			continue
 		}
-		if _, err := secret(file); err != nil {
+		if _, err := wholefile.Secret(file); err != nil {
 			return nil, fmt.Errorf("%s: %w", field, err)
 		}
 	}
@@ -154,7 +155,7 @@ func overTCP(caFile string) (http.RoundTripper, error) {
 func (w *Webhook) target() (*url.URL, error) {
 	text := w.cfg.URL
 	if w.cfg.URLFile != "" {
-		b, err := secret(w.cfg.URLFile)
+		b, err := wholefile.Secret(w.cfg.URLFile)
 		if err != nil {
 			return nil, fmt.Errorf("urlFile: %w", err)
 		}
@@ -172,23 +173,6 @@ func (w *Webhook) target() (*url.URL, error) {
 		return nil, errors.New("url: no host")
 	}
 	return u, nil
-}
-
-// secret reads a small file, without the newline at its end.
-func secret(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil {
-		return nil, err
-	}
-	if b = bytes.TrimSpace(b); len(b) == 0 {
-		return nil, fmt.Errorf("%s is empty", file)
-	}
-	return b, nil
 }
 
 // Deliver implements sink.Sink.
@@ -247,14 +231,14 @@ func (w *Webhook) post(ctx context.Context, r *store.Record) *sink.DeliveryError
 // prove adds what shows the receiver who we are.
 func (w *Webhook) prove(req *http.Request) error {
 	if w.cfg.TokenFile != "" {
-		token, err := secret(w.cfg.TokenFile)
+		token, err := wholefile.Secret(w.cfg.TokenFile)
 		if err != nil {
 			return fmt.Errorf("tokenFile: %w", err)
 		}
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
 	if w.cfg.SecretFile != "" {
-		key, err := secret(w.cfg.SecretFile)
+		key, err := wholefile.Secret(w.cfg.SecretFile)
 		if err != nil {
 			return fmt.Errorf("secretFile: %w", err)
 		}

@@ -29,10 +29,9 @@ func (s *Server) drainDelay() time.Duration {
 
 type grpcStream = grpc.BidiStreamingServer[pb.StreamRequest, pb.StreamResponse]
 
-// A stream is one agent's. The handler's goroutine does nothing but wait for its
-// end, on a small stack; one reads; a third sends acks, and is there only while
-// batches are on their way to the disk: thousands of streams are silent most of
-// the time.
+// A stream is one agent's. gRPC's goroutine for it reads; a second one sends
+// acks, and is there only while batches are on their way to the disk: thousands
+// of streams are silent most of the time.
 type stream struct {
 	s      *Server
 	g      grpcStream
@@ -40,9 +39,9 @@ type stream struct {
 	remote string
 	lease  *lease // nil when a certificate says who it is
 
-	once  sync.Once
-	ended chan struct{}
-	why   error // why it ended; written before ended is closed
+	out  statusWriter
+	once sync.Once
+	why  error // why it ended: who has been in end may read it
 
 	epochs []store.Epoch // those of the Hello; no others are taken. The reader's
 	pace   pace          // of its records. The reader's
@@ -50,11 +49,10 @@ type stream struct {
 	sending sync.Mutex // held for a Send, and guards greeted
 	greeted bool       // the welcome was sent
 
-	room chan struct{} // the window has room again; capacity 1
-
 	mu      sync.Mutex
-	pending []pending // batches on their way to the disk, oldest first; guarded by mu
-	last    bool      // the stream ends when none is; guarded by mu
+	pending []pending     // batches on their way to the disk, oldest first; guarded by mu
+	last    bool          // the stream ends when none is; guarded by mu
+	room    chan struct{} // the window has room again; capacity 1, nil until it was full; guarded by mu
 }
 
 type pending struct {
@@ -62,11 +60,19 @@ type pending struct {
 	ticket *store.Ticket
 }
 
-// end has the handler return err: nil is a stream that ended well.
+// A statusWriter is gRPC's end of a stream.
+type statusWriter interface {
+	WriteStatus(*status.Status) error
+}
+
+// end ends the stream with err, unless it has ended before; nil is one that
+// ended well. gRPC is told here and not by the handler's return, because that
+// is in Recv, which answers with a status of its own when it is woken. A
+// goroutine to wait in its place would be a tenth of what an idle agent costs.
 func (st *stream) end(err error) {
 	st.once.Do(func() {
 		st.why = err
-		close(st.ended)
+		st.out.WriteStatus(status.Convert(err)) // fails when the agent is gone
 	})
 }
 
@@ -107,50 +113,64 @@ func (st *stream) send(m *pb.StreamResponse) error {
 	return st.g.Send(m)
 }
 
-// Stream implements IngestService.
+// Stream implements IngestService. What it calls while it waits for a message
+// is kept shallow: the stack is there for as long as the stream.
 func (s *Server) Stream(g grpcStream) error {
-	st := &stream{s: s, g: g, ended: make(chan struct{}), room: make(chan struct{}, 1),
-		pace: pace{rate: float64(s.cfg.Rate), burst: float64(s.cfg.Burst)}}
-	go st.serve(g.Context())
-	<-st.ended
+	ctx := g.Context()
+	out, ok := grpc.ServerTransportStreamFromContext(ctx).(statusWriter)
+	if !ok {
+		return status.Error(codes.Internal, "gRPC has no way to end a stream")
+	}
+	st := &stream{s: s, g: g, out: out, pace: pace{rate: float64(s.cfg.Rate), burst: float64(s.cfg.Burst)}}
+	if err := st.enter(ctx); err != nil {
+		return err
+	}
+	defer st.leave()
+	err := st.run(ctx)
+	if errors.Is(err, io.EOF) {
+		st.finish() // the agent closed its side, and still wants its acks
+		<-ctx.Done()
+		err = status.FromContextError(ctx.Err()).Err()
+	}
+	st.end(err)
+	st.tell()
 	return st.why
 }
 
-// serve is the reader. It ends with the stream: Recv fails as soon as the
-// handler has returned.
-func (st *stream) serve(ctx context.Context) {
-	s := st.s
+// enter finds out whose stream this is, and makes it one of its node's.
+func (st *stream) enter(ctx context.Context) (err error) {
 	if p, ok := peer.FromContext(ctx); ok {
 		st.remote = p.Addr.String()
 	}
-	var err error
-	if st.node, st.lease, err = s.identify(ctx, st.remote, st.end); err != nil {
-		st.end(err)
-		return
+	if st.node, st.lease, err = st.s.identify(ctx, st.remote, st.end); err != nil {
+		return err
 	}
 	callerOf(ctx).met()
-	defer st.lease.stop()
-	if !s.enter(st) {
-		st.end(errStopping)
+	if !st.s.enter(st) {
+		st.lease.stop()
+		return errStopping
+	}
+	return nil
+}
+
+func (st *stream) leave() {
+	st.s.leave(st)
+	st.lease.stop()
+}
+
+// tell counts and logs a stream that did not end well.
+func (st *stream) tell() {
+	c := status.Code(st.why)
+	if c == codes.OK || c == codes.Canceled {
 		return
 	}
-	defer s.leave(st)
-	if err := st.run(ctx); errors.Is(err, io.EOF) {
-		st.finish() // the agent closed its side, and still wants its acks
-	} else {
-		st.end(err)
+	st.s.m.endedStreams.WithLabelValues(c.String()).Inc()
+	level := slog.LevelWarn
+	if c == codes.Unavailable { // the queue has said what is wrong, once for all streams
+		level = slog.LevelDebug
 	}
-	<-st.ended
-	err = st.why
-	if c := status.Code(err); err != nil && c != codes.Canceled {
-		s.m.endedStreams.WithLabelValues(c.String()).Inc()
-		level := slog.LevelWarn
-		if c == codes.Unavailable { // the queue has said what is wrong, once for all streams
-			level = slog.LevelDebug
-		}
-		s.log.log(level, "stream ended", slog.String("node", st.node), slog.String("remote", st.remote),
-			slog.String("code", c.String()), slog.Any("err", err))
-	}
+	st.s.log.log(level, "stream ended", slog.String("node", st.node), slog.String("remote", st.remote),
+		slog.String("code", c.String()), slog.Any("err", st.why))
 }
 
 func (st *stream) run(ctx context.Context) error {
@@ -158,7 +178,10 @@ func (st *stream) run(ctx context.Context) error {
 		return err
 	}
 	for {
-		m, err := st.next(ctx)
+		if err := st.readable(ctx); err != nil {
+			return err
+		}
+		m, err := st.recv()
 		if err != nil {
 			return err
 		}
@@ -168,29 +191,33 @@ func (st *stream) run(ctx context.Context) error {
 	}
 }
 
-// next reads a message, when it is time. Nothing is read while the window is
-// full: that is the whole back-pressure, the agent's spool keeps the rest.
-func (st *stream) next(ctx context.Context) (*pb.StreamRequest, error) {
+// readable returns when it is time to read a message. Nothing is read while the
+// window is full: that is the whole back-pressure, the agent's spool keeps the rest.
+func (st *stream) readable(ctx context.Context) error {
 	if wait := st.pace.wait(time.Now()); wait > 0 {
 		later := time.NewTimer(wait)
 		defer later.Stop()
 		select {
 		case <-later.C:
 		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
+			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
 	for {
 		st.mu.Lock()
-		n := len(st.pending)
+		full := len(st.pending) >= st.s.cfg.Window
+		if full && st.room == nil {
+			st.room = make(chan struct{}, 1)
+		}
+		room := st.room
 		st.mu.Unlock()
-		if n < st.s.cfg.Window {
-			return st.recv()
+		if !full {
+			return nil
 		}
 		select {
-		case <-st.room:
+		case <-room:
 		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
+			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
 }
@@ -238,9 +265,10 @@ func (st *stream) acks(ctx context.Context, p pending) {
 		} else {
 			st.pending = nil
 		}
+		room := st.room
 		st.mu.Unlock()
 		select {
-		case st.room <- struct{}{}:
+		case room <- struct{}{}:
 		default:
 		}
 		if left == 0 {

@@ -43,7 +43,7 @@ type settler struct {
 	collected time.Time // zero: never
 }
 
-// stage is the end of a stage of the start that made little garbage.
+// stage is the end of a stage of the start that leaves little garbage.
 func (s *settler) stage() {
 	if s.resident != nil {
 		s.say(s.unmap())
@@ -53,9 +53,9 @@ func (s *settler) stage() {
 // started is the end of the start: all that can be is given back.
 //
 // From here on garbage is collected when it is half as much as what is in use,
-// not as much: the event path makes next to none (two collections in 10,000
-// execs), so this costs nothing and leaves a third less of the heap resident. The
-// start itself would take a tenth more of processor time.
+// not as much. The event path makes next to none (two collections in 10,000
+// execs), so this costs nothing and leaves a third less of the heap resident; the
+// start would take a tenth longer by it.
 func (s *settler) started() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)

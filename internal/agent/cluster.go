@@ -15,6 +15,7 @@ import (
 	"github.com/procession-dev/procession/internal/policy"
 	"github.com/procession-dev/procession/internal/policy/source"
 	policykube "github.com/procession-dev/procession/internal/policy/source/kube"
+	"github.com/procession-dev/procession/internal/wholefile"
 )
 
 // clusterFlags say what comes from the cluster's API server. Nothing of its
@@ -107,6 +108,10 @@ func (a *agent) rules() (ruleSource, error) {
 	return clusterRules{objects, a.watcher}, nil
 }
 
+// maxNodeLabels bounds the file of a node's labels; the API server takes no
+// object that is larger.
+const maxNodeLabels = 2 << 20
+
 // askNodeLabels asks for the labels of this node, and keeps them for a start
 // without an API server. nil: not known.
 func (a *agent) askNodeLabels(ask func(context.Context, string) (map[string]string, error)) map[string]string {
@@ -115,14 +120,14 @@ func (a *agent) askNodeLabels(ask func(context.Context, string) (map[string]stri
 	if err == nil {
 		b, err := json.Marshal(labels)
 		if err == nil {
-			err = errors.Join(os.MkdirAll(a.flags.state, 0o700), os.WriteFile(file, b, 0o600))
+			err = errors.Join(os.MkdirAll(a.flags.state, 0o700), wholefile.Replace(file, b, 0o600))
 		}
 		if err != nil {
 			a.log.Warn("the labels of this node cannot be kept for the next start", "err", err)
 		}
 		return labels
 	}
-	b, rerr := os.ReadFile(file)
+	b, rerr := wholefile.Read(file, maxNodeLabels)
 	if rerr == nil {
 		rerr = json.Unmarshal(b, &labels)
 	}

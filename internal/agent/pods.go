@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -32,9 +34,9 @@ type podFlags struct {
 func (f *podFlags) register(fs *flag.FlagSet) {
 	kubelet, api := "", ""
 	if host := os.Getenv("KUBERNETES_SERVICE_HOST"); host != "" {
-		api = "https://" + joinHostPort(host, os.Getenv("KUBERNETES_SERVICE_PORT"), "443")
+		api = "https://" + net.JoinHostPort(host, cmp.Or(os.Getenv("KUBERNETES_SERVICE_PORT"), "443"))
 		if ip := os.Getenv("HOST_IP"); ip != "" {
-			kubelet = "https://" + joinHostPort(ip, "", "10250")
+			kubelet = "https://" + net.JoinHostPort(ip, "10250")
 		}
 	}
 	fs.StringVar(&f.socket, "pods-socket", podsSocket, "`path` of the kubelet's Pods API socket, used if it is there; empty is never")
@@ -46,18 +48,6 @@ func (f *podFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.apiServer, "api-server", api, "`https://host:port` of the API server (default in a pod: that of its cluster)")
 	fs.StringVar(&f.annotations, "pod-annotations", "", "`names` of pod annotations to keep for rules and alerts, with commas")
 	fs.StringVar(&f.uid, "pod-uid", os.Getenv("POD_UID"), "the agent's own pod `uid` (default $POD_UID)")
-}
-
-func joinHostPort(host, port, otherwise string) string {
-	if port == "" {
-		port = otherwise
-	}
-	for _, c := range host {
-		if c == ':' {
-			return "[" + host + "]:" + port
-		}
-	}
-	return host + ":" + port
 }
 
 // openPods makes what knows the pods of this node; nil when there is nobody to

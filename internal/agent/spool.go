@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/term"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
@@ -68,8 +66,7 @@ func spoolCommand(args []string, stdout, stderr io.Writer) error {
 	}
 	switch format {
 	case "auto":
-		file, ok := stdout.(*os.File)
-		if !ok || !term.IsTerminal(int(file.Fd())) {
+		if _, terminal, _ := present.StyleFor(stdout, "auto"); !terminal {
 			format = "json"
 		}
 	case "text", "json":

@@ -6,10 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"strings"
-
-	"golang.org/x/term"
 
 	"github.com/procession-dev/procession/internal/present"
 )
@@ -144,22 +141,11 @@ func (c *command) parse(args []string, usage, about string) (rest []string, err 
 	if c.format != "text" && c.format != "json" {
 		return nil, usagef("--format: %.64q is neither text nor json", c.format)
 	}
-	file, isFile := c.io.Out.(*os.File)
-	terminal := isFile && term.IsTerminal(int(file.Fd()))
-	switch c.color {
-	case "auto":
-		c.style.color = terminal && os.Getenv("NO_COLOR") == ""
-	case "always":
-		c.style.color = true
-	case "never":
-	default:
-		return nil, usagef("--color: %.64q is none of auto, always, never", c.color)
+	s, _, err := present.StyleFor(c.io.Out, c.color)
+	if err != nil {
+		return nil, usagef("--color: %w", err)
 	}
-	if terminal {
-		if width, _, err := term.GetSize(int(file.Fd())); err == nil {
-			c.style.width = width
-		}
-	}
+	c.style = style{color: s.Color, width: s.Width}
 	return rest, nil
 }
 

@@ -596,7 +596,7 @@ func TestCommandLine(t *testing.T) {
 		{"flags without a command", []string{"--listen", "x"}, 2, "", "--state: must name a directory"},
 		{"address without a port", serve("--listen", "localhost"), 2, "", "--listen: address localhost: missing port"},
 		{"metrics without a port", serve("--metrics", "x"), 2, "", "--metrics: address x"},
-		{"colour", serve("--terminal=blue"), 2, "", "want auto, always or never"},
+		{"colour", serve("--terminal=blue"), 2, "", `--terminal: "blue" is none of auto, always, never`},
 		{"log format", serve("--log-format", "xml"), 2, "", `--log-format: "xml", want text or json`},
 		{"log level", serve("--log-level", "loud"), 2, "", `--log-level: "loud"`},
 		{"cluster", serve("--cluster", "a/b"), 2, "", `--cluster: "a/b"`},

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"github.com/procession-dev/procession/internal/pki"
 	"github.com/procession-dev/procession/internal/present"
@@ -204,7 +203,9 @@ func serve(version string, args []string, stdout, stderr *os.File) error {
 	cfg.Names = names
 	if colour != "" {
 		cfg.Terminal = stdout
-		cfg.Style = style(string(colour), stdout)
+		if cfg.Style, _, err = present.StyleFor(stdout, string(colour)); err != nil {
+			return usagef("--terminal", "%v", err)
+		}
 	}
 	// Writing to a terminal that is gone is the sink's trouble, not the
 	// collector's end.
@@ -222,33 +223,12 @@ func serve(version string, args []string, stdout, stderr *os.File) error {
 	return nil
 }
 
-// stopOnSignal returns a context that ends at the first signal. Before it ends
-// the default is back, so a second signal kills.
+// stopOnSignal returns a context that ends at the first signal. Then the default
+// is back, so a second signal kills.
 func stopOnSignal() (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	sigs := make(chan os.Signal, 1)
-	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM)
-	go func() {
-		select {
-		case <-sigs:
-		case <-ctx.Done():
-		}
-		signal.Stop(sigs)
-		cancel()
-	}()
-	return ctx, cancel
-}
-
-// style decides on colours and width. A file or a pipe gets whole lines.
-func style(colour string, out *os.File) present.Style {
-	s := present.Style{Zone: time.Local, Color: colour == "always"}
-	if term.IsTerminal(int(out.Fd())) {
-		s.Color = s.Color || colour == "auto" && os.Getenv("NO_COLOR") == ""
-		if w, _, err := term.GetSize(int(out.Fd())); err == nil {
-			s.Width = w
-		}
-	}
-	return s
+	ctx, stop = signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 func logger(w io.Writer, format, level string) (*slog.Logger, error) {
@@ -337,13 +317,12 @@ type colourFlag string
 func (f *colourFlag) String() string   { return string(*f) }
 func (f *colourFlag) IsBoolFlag() bool { return true }
 func (f *colourFlag) Set(s string) error {
-	switch s {
+	switch s { // as the flag package says a flag without a value
 	case "true":
 		s = "auto"
 	case "false":
 		s = ""
-	case "auto", "always", "never":
-	default:
+	case "":
 		return errors.New("want auto, always or never")
 	}
 	*f = colourFlag(s)

@@ -74,8 +74,9 @@ deps-e2e: ## install what the test cluster needs from Debian
 	@hack/deps-e2e.sh
 
 .PHONY: vmtest
-vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10-amd64 ..."), as root
+vmtest: ## run the capture tests on Debian's kernels in emulation (KERNELS="5.10-amd64 ..."; DOCS=1 as with bench), as root
 	@hack/vmtest.sh $(KERNELS)
+	@$(if $(DOCS),hack/section.sh docs/capture.md kernels bin/kernels.md)
 
 .PHONY: bench
 bench: build ## the agent beside its peers on the same load, as root (BENCHFLAGS=--help explains; DOCS=1: into docs/capture.md)

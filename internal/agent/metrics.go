@@ -83,12 +83,13 @@ var metrics = []metric{
 			put(float64(s.Live), "live")
 			put(float64(s.Remembered), "remembered")
 		}),
-	counter("process_table_dropped_total", "What the bound of the process table cost: remembered processes forgotten early, live ones not kept, text cut.", []string{"what"},
+	counter("process_table_dropped_total", "What the bound of the process table cost: remembered processes forgotten early, live ones not kept, text cut, links of a lineage left out (spliced).", []string{"what"},
 		func(a *agent, put func(float64, ...string)) {
 			s := a.pipe.table.Stats()
 			put(float64(s.Evicted), "evicted")
 			put(float64(s.Untracked), "untracked")
 			put(float64(s.Trimmed), "trimmed")
+			put(float64(s.Spliced), "spliced")
 		}),
 	counter("events_place_total", "Looks at where a process runs, by result: one for each event and one for a traced process. unknown: identity_unknown_total says why.", []string{"place"},
 		func(a *agent, put func(float64, ...string)) {

@@ -38,7 +38,7 @@ type Config struct {
 	// MaxText is how many bytes of names, paths and arguments are held before
 	// text is cut: above it a program keeps at most 256 bytes of each, so the
 	// bound is MaxText and about 1 KiB per process. Default 64 MiB. The usual
-	// process costs 590 bytes in all (BenchmarkMemory, 100,000 of them).
+	// process costs 620 bytes in all (BenchmarkMemory, 100,000 of them).
 	MaxText int
 
 	// ExitGrace is how long an ended process without descendants is

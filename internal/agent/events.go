@@ -81,11 +81,16 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 	// pipe that "head" has closed.
 	signal.Ignore(syscall.SIGPIPE)
 
+	prompt := newPrompter()
+	prompt.start(time.Now())
 	pipe, err := newPipeline(log, func(ev *event.Event) {
 		if keep.match(ev) {
 			out.write(ev)
 		}
-	}, out.flush)
+	}, func() {
+		prompt.look(time.Now())
+		out.flush()
+	})
 	if err != nil {
 		return err
 	}

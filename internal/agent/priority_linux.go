@@ -13,8 +13,7 @@ import (
 func newPrompter() prompter { return prompter{renice: renice, used: processCPU} }
 
 // renice gives all threads of this process a nice value; those they make later
-// inherit it. The reader's thread begins with more (procconn); once the agent
-// had to give its priority back, it has what all have.
+// inherit it.
 func renice(nice int) error {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {

@@ -9,12 +9,11 @@ import (
 // beFrugal sets the Go runtime up for a program that mostly sleeps, where the
 // operator (GOMAXPROCS, GOMEMLIMIT) has not.
 //
-// One processor: the event path is one thread that looks into the ring and
+// One processor: the event path is one goroutine that looks into the ring and
 // sleeps, and whatever else there is to do can wait for it: some 10 ms at most,
 // while the ring holds ten times that of a storm. With more, Go's scheduler
-// spends as much as that thread: it looks some 15 times for system calls that
-// are stuck while it sleeps 10 ms, and wakes idle threads to look for work. The
-// fall-back's readers add a processor each for themselves.
+// wakes idle threads to look for work whenever there is some. The fall-back's
+// readers add a processor each for themselves.
 //
 // What was used until now, before main, is given back. The caller goes on with
 // the settler.

@@ -67,7 +67,8 @@ func recordCommand(args []string, stdout, stderr io.Writer) error {
 	if _, err := pipe.table.Scan(); err != nil {
 		return err
 	}
-	rec := &recorder{stop: stop, began: time.Now()}
+	rec := &recorder{stop: stop, began: time.Now(), prompt: newPrompter()}
+	rec.prompt.start(rec.began)
 	if rec.w, err = recording.NewWriter(f, header(pipe.now, string(conn.Status().Way))); err != nil {
 		return err
 	}
@@ -99,6 +100,7 @@ type recorder struct {
 	w       *recording.Writer
 	began   time.Time
 	flushed time.Time
+	prompt  prompter
 	err     error
 	stop    func() // the disk refuses: there is nothing more to do
 }
@@ -145,7 +147,9 @@ func (r *recorder) Lost(l procconn.Loss) {
 // Idle implements procconn.Handler: at most a second of a recording is lost
 // when its writer is killed.
 func (r *recorder) Idle() {
-	if now := time.Now(); now.Sub(r.flushed) >= time.Second {
+	now := time.Now()
+	r.prompt.look(now)
+	if now.Sub(r.flushed) >= time.Second {
 		r.flushed = now
 		r.check(r.w.Flush())
 	}

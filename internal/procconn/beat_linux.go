@@ -4,17 +4,20 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/procession-dev/procession/internal/event"
 )
 
-// A beat is the heartbeat: Run's thread renames itself, always to the same
-// name, and the kernel's message about it must come back. It belongs to that
-// thread, but for the atomic fields.
+// A beat is the heartbeat: the thread that Run is on renames itself, always to
+// the same name, and the kernel's message about it must come back. It belongs to
+// Run, but for the atomic fields.
 type beat struct {
-	tid     atomic.Int32 // the thread that beats
+	tid     atomic.Int32 // the thread that made the last one
 	waiting bool
 	sent    uint64 // ns, CLOCK_MONOTONIC: just before the last one was made
 	next    uint64 // when the next one is due
@@ -37,6 +40,10 @@ func (c *Conn) sendBeat() error {
 		c.n.beatsSent.Add(1)
 	}
 	c.beat.sent, c.beat.waiting, c.beat.lost = monotonic(), true, c.totalLost
+	// What is told about is the thread: stay on it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c.beat.tid.Store(int32(unix.Gettid()))
 	if err := c.src.beatAll(); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
 	}

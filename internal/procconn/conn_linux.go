@@ -33,13 +33,14 @@ const (
 var errUnproven = errors.New("events could not be proven to arrive")
 
 // A source is a way to see: recording or fallback. All methods but wake are
-// called by one thread at a time.
+// called by one goroutine at a time.
 type source interface {
-	prepare()                                      // the calling thread will call drain from now on
+	ownThread() bool                               // drain must always be called by the same one
 	listener() *socket                             // that sends LISTEN
 	drain(last bool) (n int, more bool, err error) // see fallback
 	idle() bool                                    // nothing is held back
 	pause(n int) time.Duration                     // until the next look, after one that found n records
+	nap(d time.Duration) error                     // or until wake is called
 	wait(d time.Duration) error                    // until something comes, wake is called, or d is over
 	wake()
 	losses(tell func(Loss)) error
@@ -160,7 +161,6 @@ func (c *Conn) start(ctx context.Context, reason string) error {
 func (c *Conn) prove(ctx context.Context) error {
 	begin := monotonic()
 	var asked uint64
-	c.beat.tid.Store(int32(unix.Gettid()))
 	for {
 		now := monotonic()
 		if now-asked >= uint64(askAgain) {
@@ -248,15 +248,16 @@ func (c *Conn) Run(ctx context.Context, h Handler) error {
 			<-woken // or Close could close what it rings
 		}
 	}()
+	if !c.src.ownThread() {
+		return c.run(h)
+	}
 	done := make(chan error, 1)
 	onOwnThread(func() { done <- c.run(h) })
 	return <-done
 }
 
 func (c *Conn) run(h Handler) error {
-	c.beat.tid.Store(int32(unix.Gettid()))
 	c.h = h
-	c.src.prepare()
 	c.describe()
 	c.beat.waiting, c.beat.next = false, monotonic()+uint64(c.cfg.Heartbeat)
 	for !c.stopping.Load() {
@@ -271,7 +272,9 @@ func (c *Conn) run(h Handler) error {
 		switch {
 		case more:
 		case n > 0 || !c.src.idle():
-			nap(c.src.pause(n))
+			if err := c.src.nap(c.src.pause(n)); err != nil {
+				return err
+			}
 		default:
 			if err := c.src.wait(c.untilNext()); err != nil {
 				return err
@@ -416,7 +419,7 @@ func (c *Conn) Status() Status {
 	return s
 }
 
-// nap sleeps on this thread: a Go timer costs twice the CPU time.
+// nap sleeps on this thread: a Go timer would have another one wake it.
 func nap(d time.Duration) {
 	t := unix.NsecToTimespec(int64(d))
 	// An early end does no harm.

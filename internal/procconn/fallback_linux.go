@@ -148,8 +148,14 @@ func (f *fallback) addReader(cpu int, filter []unix.SockFilter, rcvBuf int) erro
 	return nil
 }
 
-// prepare has nothing to do: Run's thread is an ordinary one here.
-func (f *fallback) prepare() {}
+// ownThread says yes: to make heartbeats it goes from CPU to CPU, and it sleeps in
+// system calls.
+func (f *fallback) ownThread() bool { return true }
+
+func (f *fallback) nap(d time.Duration) error {
+	nap(d)
+	return nil
+}
 
 func (f *fallback) listener() *socket { return f.bulk }
 

@@ -444,7 +444,6 @@ func TestNoAllocation(t *testing.T) {
 		done := make(chan struct{})
 		onOwnThread(func() {
 			defer close(done)
-			c.src.prepare()
 			before := c.Stats().Delivered
 			// A thread's new name and new ids are a COMM and a GID event; the
 			// fall-back reads the ids from /proc.

@@ -230,7 +230,7 @@ type Status struct {
 	Since time.Time // nothing before is known: events were proven to arrive then
 
 	Facts      event.Fields // what an exec's record can have in this way
-	Scheduling string       // of the threads that race processes: "fifo 10", "nice -20" or "normal"; of the reader if none do
+	Scheduling string       // of the threads that race processes: "fifo 10", "nice -20" or "normal"; "" with the recorder
 	Readers    int          // threads that race processes
 	Pinned     int          // of them, bound to one CPU
 	RcvBuf     int          // bytes got for the socket that takes the most; 0 with the recorder

@@ -3,7 +3,6 @@ package procconn
 import (
 	"bytes"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +29,6 @@ type recording struct {
 	malformed   uint64
 	since       uint64 // ns, CLOCK_MONOTONIC: when old was read
 	beatAt      uint64 // stamp of the last heartbeat
-	class       atomic.Uint32
 }
 
 func openRecording(c *Conn) (*recording, error) {
@@ -55,8 +53,10 @@ func openRecording(c *Conn) (*recording, error) {
 
 func (r *recording) listener() *socket { return r.sock }
 
-// prepare makes the calling thread the reader's.
-func (r *recording) prepare() { r.class.Store(uint32(raise(nice))) }
+// ownThread says no: the reader sleeps in Go's poller, which changes threads for
+// a goroutine that is locked to one. Before others run what priority the process
+// has.
+func (r *recording) ownThread() bool { return false }
 
 func (r *recording) drain(bool) (n int, more bool, err error) {
 	if r.c.h != nil && r.held != nil {
@@ -156,13 +156,15 @@ func (r *recording) pause(n int) time.Duration {
 	return max(d, min(2*d, lazy))
 }
 
+func (r *recording) nap(d time.Duration) error { return r.rec.Nap(d) }
+
 func (r *recording) wait(d time.Duration) error {
 	_, err := r.rec.Wait(d)
 	return err
 }
 
-// wake ends a wait, or the next one. It fails only when the eventfd is full,
-// and then it rings already.
+// wake ends a wait or nap, or the next one. It cannot fail: the timer is there
+// until close.
 func (r *recording) wake() { _ = r.rec.Wake() }
 
 func (r *recording) beatAll() error { return nameThread() }
@@ -179,7 +181,6 @@ func (r *recording) describe(s *Status) {
 	if r.c.cfg.Cwd {
 		s.Facts |= event.FieldSet(event.FieldCwd)
 	}
-	s.Scheduling = class(r.class.Load()).String()
 	f := r.rec.Features()
 	if f.Audit {
 		s.Facts |= event.FieldSet(event.FieldLogin)

@@ -262,7 +262,7 @@ func TestReduced(t *testing.T) {
 		{"no BPF", nil, "no-bpf", false, "fifo 10", "recorder"},
 		{"nothing but a user", nil, "uid-1000", false, "normal",
 			"recorder CAP_BPF CAP_PERFMON CAP_SYS_NICE CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"},
-		{"a user with NET_ADMIN, BPF and PERFMON", ambient, "", true, "normal", "CAP_SYS_NICE CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"},
+		{"a user with NET_ADMIN, BPF and PERFMON", ambient, "", true, "", "CAP_SYS_NICE CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var restrict []string

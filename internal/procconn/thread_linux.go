@@ -131,14 +131,14 @@ func parseCPUList(list string) ([]int, error) {
 // threadCPU is the CPU time used by the calling thread.
 func threadCPU() time.Duration { return time.Duration(clock(unix.CLOCK_THREAD_CPUTIME_ID)) }
 
-// nameThread names the calling thread. Every call makes a COMM event, also
-// when the name is the old one: this is the heartbeat.
+// nameThread gives the calling thread the name that it has. Every call makes a
+// COMM event: this is the heartbeat.
 func nameThread() error {
-	var b [16]byte
-	copy(b[:], "procession")
-	_, _, e := syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0)
-	if e != 0 {
-		return fmt.Errorf("rename thread: %w", e)
+	var name [16]byte // TASK_COMM_LEN, include/linux/sched.h
+	for _, op := range [...]uintptr{unix.PR_GET_NAME, unix.PR_SET_NAME} {
+		if _, _, e := syscall.RawSyscall(unix.SYS_PRCTL, op, uintptr(unsafe.Pointer(&name[0])), 0); e != 0 {
+			return fmt.Errorf("rename thread: %w", e)
+		}
 	}
 	return nil
 }

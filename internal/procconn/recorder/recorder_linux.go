@@ -114,13 +114,12 @@ type Recorder struct {
 	ring                    *ring
 	counters                []byte // mmap'ed, ctSize per CPU
 	cpus                    int
-	epoll, wake             int
+	sleeper                 *sleeper
 	features                Features
 
 	dec       *Decoder
 	rec       event.Record
 	malformed atomic.Uint64
-	events    [2]unix.EpollEvent
 }
 
 // Load reads the kernel's type information, builds the program and loads it. It
@@ -145,7 +144,7 @@ func Load(cfg Config) (*Recorder, error) {
 		return nil, fmt.Errorf("%w: kernel types: %w", ErrUnsupported, err)
 	}
 	debug.FreeOSMemory()
-	r := &Recorder{epoll: -1, wake: -1, dec: NewDecoder()}
+	r := &Recorder{dec: NewDecoder()}
 	r.features = Features{
 		Overlay:  k.overlayKnown,
 		CgroupV1: cgroupV1,
@@ -240,7 +239,8 @@ func (r *Recorder) open(cfg Config, k *kernel) error {
 	if r.counters, err = unix.Mmap(r.ctMap.FD(), 0, (cpus*ctSize+page-1)&^(page-1), unix.PROT_READ, unix.MAP_SHARED); err != nil {
 		return fmt.Errorf("map the counters: %w", err)
 	}
-	return r.openPoll()
+	r.sleeper, err = newSleeper(r.ring, r.ringMap.FD())
+	return err
 }
 
 // load loads the program, with typed loads if the kernel takes it so.
@@ -291,21 +291,6 @@ func verdict(err error) string {
 	const lines = 6
 	log := v.Log[max(0, len(v.Log)-lines):]
 	return v.Cause.Error() + ": " + strings.Join(log, "; ")
-}
-
-func (r *Recorder) openPoll() (err error) {
-	if r.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return fmt.Errorf("epoll: %w", err)
-	}
-	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return fmt.Errorf("eventfd: %w", err)
-	}
-	for _, fd := range []int{r.ringMap.FD(), r.wake} {
-		if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
-			return fmt.Errorf("epoll: %w", err)
-		}
-	}
-	return nil
 }
 
 // Features says what this kernel gives.
@@ -365,50 +350,29 @@ func (r *Recorder) DrainRaw(fn func(raw []byte)) (n int, err error) {
 // Malformed is the number of records that Drain could not decode.
 func (r *Recorder) Malformed() uint64 { return r.malformed.Load() }
 
-// Wait blocks until a record is in the ring, timeout is over, or Wake is called.
-// It says whether a record is there. A negative timeout is endless; 0 only looks.
+// Wait blocks until a record is in the ring, timeout is over, or Wake is called;
+// now and then it ends early. It says whether a record is there. A negative
+// timeout is endless; 0 only looks.
 //
-// A reader that drains by its own clock while events come, and calls Wait only
-// after an empty Drain, is woken once per quiet time and not per event.
+// A reader that drains by its own clock while events come, with Nap between,
+// and calls Wait only after an empty Drain, is woken once per quiet time and not
+// per event. Wait and Nap make no system call that blocks: call them from a
+// goroutine that is not locked to its thread, or Go has to change threads.
 func (r *Recorder) Wait(timeout time.Duration) (bool, error) {
-	deadline := time.Now().Add(timeout)
-	for {
-		ms := -1
-		if timeout >= 0 {
-			left := max(time.Until(deadline), 0)
-			ms = int((left + time.Millisecond - 1) / time.Millisecond)
+	if timeout != 0 {
+		if err := r.sleeper.sleep(timeout, true); err != nil {
+			return false, err
 		}
-		// The kernel's ring looks for records after it has put us on its list,
-		// and wakes the list after it has completed a record that the reader
-		// has caught up with: none can fall between.
-		n, err := unix.EpollWait(r.epoll, r.events[:], ms)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("wait for records: %w", err)
-		}
-		ready := false
-		for _, e := range r.events[:n] {
-			if int(e.Fd) == r.wake {
-				var b [8]byte
-				unix.Read(r.wake, b[:])
-			} else {
-				ready = true
-			}
-		}
-		return ready, nil
 	}
+	return r.ring.waiting() > 0, nil
 }
 
-// Wake ends a Wait, or the next one if none is going on.
-func (r *Recorder) Wake() error {
-	one := [8]byte{1}
-	if _, err := unix.Write(r.wake, one[:]); err != nil && err != unix.EAGAIN {
-		return fmt.Errorf("wake the reader: %w", err)
-	}
-	return nil
-}
+// Nap blocks for d, whatever is recorded meanwhile, or until Wake is called; now
+// and then it ends early.
+func (r *Recorder) Nap(d time.Duration) error { return r.sleeper.sleep(d, false) }
+
+// Wake ends a Wait or Nap, or the next one if none is going on.
+func (r *Recorder) Wake() error { return r.sleeper.wake() }
 
 // Counters appends the counters of every possible CPU to dst. They are read from
 // shared memory, without a system call. While events come Recorded + Lost may
@@ -440,11 +404,9 @@ func (r *Recorder) Close() error {
 		unix.Munmap(r.counters)
 		r.counters, r.cpus = nil, 0
 	}
-	for _, fd := range []*int{&r.epoll, &r.wake} {
-		if *fd >= 0 {
-			unix.Close(*fd)
-			*fd = -1
-		}
+	if r.sleeper != nil {
+		r.sleeper.close()
+		r.sleeper = nil
 	}
 	var errs []error
 	if r.prog != nil {

@@ -30,10 +30,19 @@ type execer interface {
 
 // A core is what engines have in common: everything that need not be fast.
 type core struct {
-	w    execer // within the transaction of a commit
-	r    execer // for reads
-	now  func() time.Time
+	w    execer              // within the transaction of a commit
+	r    execer              // for reads
+	now  func() time.Time    // this process's: no statement asks the engine for the time
 	bind func(string) string // the engine's way to write ?
+
+	watched map[string]watched // leases of others, by name; Commit's
+}
+
+// A watched is a lease of somebody else as it was seen here first.
+type watched struct {
+	owner string
+	until int64
+	since time.Time
 }
 
 func (c *core) exec(ctx context.Context, query string, args ...any) (rows int64, err error) {
@@ -57,14 +66,7 @@ func (c *core) other(ctx context.Context, ch Change, now time.Time) (res Result,
 			ON CONFLICT(name) DO UPDATE SET cursor=excluded.cursor, moved=excluded.moved, replay=sink.replay+1`, ch.Sink, ch.Cursor, now.UnixNano())
 		return Result{Replayed: true}, err
 	case *Lease:
-		if ch.For == 0 {
-			_, err := c.exec(ctx, `DELETE FROM lease WHERE name=? AND owner=?`, ch.Name, ch.Owner)
-			return Result{}, err
-		}
-		n, err := c.exec(ctx, `INSERT INTO lease(name, owner, until) VALUES(?,?,?)
-			ON CONFLICT(name) DO UPDATE SET owner=excluded.owner, until=excluded.until
-			WHERE lease.owner=excluded.owner OR lease.until<=?`, ch.Name, ch.Owner, now.Add(ch.For).UnixNano(), now.UnixNano())
-		return Result{Stale: n == 0}, err
+		return c.lease(ctx, ch, now)
 	case *Flagged:
 		_, err := c.exec(ctx, `UPDATE node SET flags=? WHERE name=?`, ch.Flags, ch.Node)
 		return Result{}, err
@@ -77,6 +79,43 @@ func (c *core) other(ctx context.Context, ch Change, now time.Time) (res Result,
 		return Result{Trimmed: int(n)}, err
 	}
 	return Result{}, fmt.Errorf("unknown change %T", ch)
+}
+
+// lease takes, renews or gives back a lease. Whether one of another owner has
+// run out no wall clock decides, neither this process's nor the database's,
+// which may be set: it has when it was not renewed for as long as it lasts, by
+// the clock here that does not jump. So after a crash of its owner it is free
+// that long after the first who wants it began to look.
+func (c *core) lease(ctx context.Context, ch *Lease, now time.Time) (Result, error) {
+	if ch.For == 0 {
+		_, err := c.exec(ctx, `DELETE FROM lease WHERE name=? AND owner=?`, ch.Name, ch.Owner)
+		return Result{}, err
+	}
+	var owner string
+	var until, lasts int64
+	err := c.w.QueryRowContext(ctx, c.bind(`SELECT owner, until, lasts FROM lease WHERE name=?`), ch.Name).Scan(&owner, &until, &lasts)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return Result{}, err
+	}
+	if err == nil && owner != ch.Owner {
+		if lasts == 0 { // of an earlier version, which did not say
+			lasts = int64(ch.For)
+		}
+		if at := c.watched[ch.Name]; at.owner != owner || at.until != until {
+			c.watched[ch.Name] = watched{owner, until, now}
+			return Result{Stale: true}, nil
+		} else if now.Sub(at.since) < time.Duration(lasts) {
+			return Result{Stale: true}, nil
+		}
+	}
+	renewed := now.Add(ch.For).UnixNano()
+	if renewed == until { // each renewal must be seen
+		renewed++
+	}
+	_, err = c.exec(ctx, `INSERT INTO lease(name, owner, until, lasts) VALUES(?,?,?,?)
+		ON CONFLICT(name) DO UPDATE SET owner=excluded.owner, until=excluded.until, lasts=excluded.lasts`,
+		ch.Name, ch.Owner, renewed, int64(ch.For))
+	return Result{}, err
 }
 
 func (c *core) sinkMoved(ctx context.Context, ch *SinkMoved, now time.Time) (Result, error) {
@@ -205,8 +244,9 @@ func scanRecords(dst []Record, rows *sql.Rows) ([]Record, error) {
 
 // CursorAt implements Store.
 func (c *core) CursorAt(ctx context.Context, t time.Time) (n int64, err error) {
-	// Transactions take their time in the order of cursors, but for a clock
-	// that was set back.
+	// Transactions take their time in the order of cursors, but for a clock that
+	// was set back, and for clocks of several collectors that differ. Then this
+	// is a cursor too low: nothing from t on is left out.
 	err = c.r.QueryRowContext(ctx, c.bind(`SELECT coalesce(
 		(SELECT id-1 FROM record WHERE committed>=? ORDER BY id LIMIT 1),
 		(SELECT max(id) FROM record), 0)`), t.UnixNano()).Scan(&n)

@@ -81,6 +81,10 @@ var migrations = []string{
 		payload BLOB NOT NULL
 	) STRICT, WITHOUT ROWID;
 	CREATE INDEX policy_report_version ON policy_report(version);`,
+
+	// 5. How long a lease lasts, ns. until is a number that each renewal changes,
+	// and nothing else: only earlier versions compare it with a clock.
+	`ALTER TABLE lease ADD COLUMN lasts INTEGER NOT NULL DEFAULT 0;`,
 }
 
 // migrate brings the database to this program's version, one transaction per

@@ -50,7 +50,7 @@ func OpenPostgres(ctx context.Context, dsn string) (_ *Postgres, err error) {
 		_, err := c.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')`)
 		return err
 	})
-	p := &Postgres{core: core{now: time.Now, bind: dollars}, wdb: stdlib.OpenDB(*conf, sync), rdb: stdlib.OpenDB(*conf, sync)}
+	p := &Postgres{core: core{now: time.Now, bind: dollars, watched: make(map[string]watched)}, wdb: stdlib.OpenDB(*conf, sync), rdb: stdlib.OpenDB(*conf, sync)}
 	p.r = p.rdb
 	p.wdb.SetMaxOpenConns(1)
 	p.rdb.SetMaxOpenConns(readers)
@@ -152,6 +152,7 @@ var pgMigrations = []string{
 		payload BYTEA NOT NULL
 	);
 	CREATE INDEX policy_report_version ON policy_report(version)`,
+	`ALTER TABLE lease ADD COLUMN lasts BIGINT NOT NULL DEFAULT 0`,
 }
 
 func (p *Postgres) migrate(ctx context.Context) error {
@@ -250,7 +251,8 @@ func (t *pgCommit) raw(f func(c *pgx.Conn) error) error {
 }
 
 // begin locks the head and reads, in the same round trip, what the changes
-// will ask for. The time is the server's, the same for all collectors.
+// will ask for. The time is this collector's, like that of all else it does: a
+// server's clock that is set must not end leases or make records old.
 func (t *pgCommit) begin(ctx context.Context, changes []Change) (now time.Time, err error) {
 	var lanes []lane
 	for _, c := range changes {
@@ -268,7 +270,7 @@ func (t *pgCommit) begin(ctx context.Context, changes []Change) (now time.Time, 
 	err = t.raw(func(c *pgx.Conn) error {
 		b := &pgx.Batch{}
 		b.Queue(`BEGIN`)
-		b.Queue(`SELECT last, bytes, (extract(epoch FROM clock_timestamp())*1000000)::bigint FROM head FOR UPDATE`)
+		b.Queue(`SELECT last, bytes FROM head FOR UPDATE`)
 		// One behind the other: a batch is pipelined, and each statement has its
 		// own snapshot, taken after the lock.
 		query := dollars(selectMark)
@@ -280,11 +282,10 @@ func (t *pgCommit) begin(ctx context.Context, changes []Change) (now time.Time, 
 		if _, err := r.Exec(); err != nil {
 			return err
 		}
-		var micros int64
-		if err := r.QueryRow().Scan(&t.last, &t.bytes, &micros); err != nil {
+		if err := r.QueryRow().Scan(&t.last, &t.bytes); err != nil {
 			return err
 		}
-		now = time.UnixMicro(micros)
+		now = t.now() // after the lock, so that it is in the order of cursors
 		for _, l := range lanes {
 			var upTo, made, ended int64
 			m := mark{known: true}

@@ -2,7 +2,11 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +14,7 @@ import (
 
 	"github.com/procession-dev/procession/internal/store"
 	"github.com/procession-dev/procession/internal/store/storetest"
+	"github.com/procession-dev/procession/internal/testenv"
 )
 
 func openPostgres(t testing.TB, dsn string) *store.Postgres {
@@ -26,6 +31,78 @@ func TestPostgres(t *testing.T) {
 	storetest.Run(t, func(t testing.TB, dir string) store.Store { return openPostgres(t, pg.Schema(t, dir)) })
 	t.Run("several collectors", func(t *testing.T) { testReplicas(t, pg) })
 	t.Run("the server goes away", func(t *testing.T) { testServerRestart(t, pg) })
+	t.Run("clocks are set", func(t *testing.T) { testClocks(t, pg) })
+}
+
+// testClocks: what a clock that was ahead or behind has left in a lease neither
+// ends it nor keeps it. That the server's clock is never asked all other tests
+// show: there it cannot be.
+func testClocks(t *testing.T, pg *storetest.Server) {
+	dsn := pg.Schema(t, t.Name())
+	a, b := openPostgres(t, dsn), openPostgres(t, dsn)
+	defer a.Close()
+	defer b.Close()
+	db, err := sql.Open("pgx", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), `SELECT clock_timestamp()`); err == nil || !strings.Contains(err.Error(), "the clock of the database was asked") {
+		t.Fatalf("the server told its time here: %v", err)
+	}
+	take := func(st *store.Postgres, owner string, d time.Duration) bool {
+		t.Helper()
+		res, err := st.Commit(t.Context(), []store.Change{&store.Lease{Name: "x", Owner: owner, For: d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !res[0].Stale
+	}
+	set := func(by time.Duration) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), `UPDATE lease SET until=until+$1`, int64(by)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !take(a, "a", time.Hour) {
+		t.Fatal("a does not get a free lease")
+	}
+	set(-10 * time.Hour)
+	if take(b, "b", time.Hour) || take(b, "b", time.Hour) {
+		t.Error("b got the lease of a, because a clock was 10 hours behind")
+	}
+	if !take(a, "a", 20*time.Millisecond) {
+		t.Error("a could not renew")
+	}
+	set(10 * time.Hour)
+	testenv.Eventually(t, "b gets the lease of a, which is gone and had a clock 10 hours ahead", func() bool { return take(b, "b", time.Hour) })
+}
+
+// The words with which SQL asks for the time are in no statement. They are no
+// functions, and would not fail in the other tests.
+func TestNoStatementAsksForTheTime(t *testing.T) {
+	words := regexp.MustCompile(`(?i)\b(current_(timestamp|time|date)|localtime(stamp)?|unixepoch|julianday|strftime)\b|'now'`)
+	for _, bad := range []string{"DEFAULT CURRENT_TIMESTAMP", "select localtime"} {
+		if !words.MatchString(bad) {
+			t.Fatalf("%q is not found", bad)
+		}
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%d source files, %v", len(files), err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := words.Find(b); w != nil {
+			t.Errorf("%s has %q: times are this process's", f, w)
+		}
+	}
 }
 
 // Agents resend to several collectors at once, as when streams are cut and the

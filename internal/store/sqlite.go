@@ -69,7 +69,7 @@ func OpenSQLite(ctx context.Context, dir string) (_ *SQLite, err error) {
 	if err := refuseNetwork(dir); err != nil {
 		return nil, err
 	}
-	s := &SQLite{core: core{now: time.Now, bind: func(q string) string { return q }}}
+	s := &SQLite{core: core{now: time.Now, bind: func(q string) string { return q }, watched: make(map[string]watched)}}
 	defer func() {
 		if err != nil {
 			s.Close()

@@ -210,7 +210,9 @@ type SinkReplay struct {
 }
 
 // Lease gives the right to do what Name says to one Owner at a time, for a
-// time. Its Result is Stale when another one has it.
+// time. Its Result is Stale when another one has it. One that is not renewed
+// goes to whoever has seen it so for that time: clocks that are set, of
+// collectors or of a database, neither shorten nor lengthen it.
 type Lease struct {
 	Name, Owner string
 	For         time.Duration // 0 gives it back

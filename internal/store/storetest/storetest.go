@@ -460,11 +460,22 @@ func testLeases(t *testing.T, open Opener) {
 		t.Error("b took the lease of a")
 	}
 	take("a", 0)
-	if !take("b", time.Nanosecond) || !take("a", time.Hour) {
-		t.Error("want b to get what was given back, and a what has run out")
+	if !take("b", time.Nanosecond) {
+		t.Error("want b to get what was given back")
+	}
+	if take("a", time.Hour) || !take("a", time.Hour) {
+		t.Error("want a to get what has run out when it has seen that, and not before")
 	}
 	if moved("b", 9) {
 		t.Error("b moved the sink after a took over")
+	}
+	for range 5 { // whoever renews in time keeps it, however short that is
+		if !take("a", time.Nanosecond) || take("b", time.Hour) {
+			t.Fatal("want a to renew, and b not to get what was renewed since it looked")
+		}
+	}
+	if !take("b", time.Nanosecond) || take("a", time.Hour) {
+		t.Error("want b to get what a no longer renews, and a to look first")
 	}
 	if !commitOK(t, st, &store.Lease{Name: "sink/other", Owner: "b", For: time.Hour}) {
 		t.Error("another lease is not free")

@@ -29,7 +29,7 @@ func facts(ppid int32, name, exe, cmdline string) event.Facts {
 
 // write makes a recording of a shell that ran before, forks, and whose child
 // runs ncat and ends; n times, a second apart.
-func write(t *testing.T, n int) []byte {
+func write(t testing.TB, n int) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := recording.NewWriter(&b, header)

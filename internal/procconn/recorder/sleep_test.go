@@ -25,7 +25,8 @@ func TestNap(t *testing.T) {
 		if n, err := r.Drain(func(*event.Record) {}); n != 1 || err != nil {
 			t.Fatalf("Drain = %d, %v; want 1", n, err)
 		}
-		meanwhile := time.AfterFunc(nap/4, func() { feed(t, r, record) })
+		fed := make(chan struct{})
+		meanwhile := time.AfterFunc(nap/4, func() { defer close(fed); feed(t, r, record) })
 		from := time.Now()
 		if err := r.Nap(nap); err != nil {
 			t.Fatal(err)
@@ -35,12 +36,11 @@ func TestNap(t *testing.T) {
 		}
 		if meanwhile.Stop() {
 			feed(t, r, record)
+		} else {
+			<-fed
 		}
-		for n := 0; n == 0; {
-			var err error
-			if n, err = r.Drain(func(*event.Record) {}); err != nil {
-				t.Fatal(err)
-			}
+		if n, err := r.Drain(func(*event.Record) {}); n != 1 || err != nil {
+			t.Fatalf("Drain = %d, %v after the nap; want 1", n, err)
 		}
 	}
 	if full < naps*3/4 { // now and then one may end early
@@ -59,16 +59,16 @@ func TestWake(t *testing.T) {
 		{"wait", func(d time.Duration) error { _, err := r.Wait(d); return err }},
 	} {
 		for _, before := range []time.Duration{0, 20 * time.Millisecond} {
-			woken := time.AfterFunc(before, func() {
-				if err := r.Wake(); err != nil {
-					t.Error(err)
-				}
-			})
+			woken := make(chan error, 1)
+			timer := time.AfterFunc(before, func() { woken <- r.Wake() })
 			if err := c.sleep(-1); err != nil { // for ever, but for that
 				t.Fatal(err)
 			}
-			if woken.Stop() {
-				t.Errorf("%s: ended before it was woken", c.name)
+			if timer.Stop() {
+				t.Fatalf("%s: ended before it was woken", c.name)
+			}
+			if err := <-woken; err != nil {
+				t.Fatal(err)
 			}
 		}
 		const d = 20 * time.Millisecond

@@ -127,7 +127,8 @@ func (e *Enricher) origin(p *event.Process) event.Origin {
 // outside of the container: "runc init" is a sealed copy. A program of the
 // container has a name in it; one that a session starts first cannot lack it.
 func setup(p *event.Process) bool {
-	if !p.Has(event.FieldArgs) || !strings.HasPrefix(p.Cmdline, "runc\x00init\x00") && p.Cmdline != "runc\x00init" {
+	name, rest, _ := strings.Cut(p.Cmdline, "\x00") // by the path, if runc itself was called by it
+	if command, _, _ := strings.Cut(rest, "\x00"); !p.Has(event.FieldArgs) || base(name) != "runc" || command != "init" {
 		return false
 	}
 	const other = event.MarkMemfd | event.MarkDeleted | event.MarkDetached | event.MarkForeign | event.MarkOutsideRoot

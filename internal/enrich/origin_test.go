@@ -139,6 +139,31 @@ func TestRuncStepByStep(t *testing.T) {
 	}
 }
 
+// The runtime's first step may be moved into the container before its exec is
+// told, and has the name by which the runtime was called.
+func TestSetupInTheContainer(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		marks event.Marks
+		want  event.Origin
+	}{
+		{"by its name", []string{"runc", "init"}, event.MarkMemfd, event.OriginSetup},
+		{"by its path", []string{"/usr/sbin/runc", "init"}, event.MarkDetached | event.MarkOutsideRoot, event.OriginSetup},
+		{"a program of the image", []string{"/usr/sbin/runc", "init"}, 0, event.OriginEntry},
+		{"another command", []string{"/usr/sbin/runc", "initial"}, event.MarkMemfd, event.OriginEntry},
+		{"another program", []string{"/usr/sbin/crunc", "init"}, event.MarkMemfd, event.OriginEntry},
+	} {
+		e := New(Config{Proc: proc(t, initCgroupNS, "/init.scope")})
+		p := inside(runc("k8s.io", nodeID, "create"), webPod, ctrNS, 1, tt.args...)
+		p.Marks = tt.marks
+		e.Event(&event.Event{Kind: event.Exec, Process: p})
+		if p.Origin != tt.want {
+			t.Errorf("%s: %q with marks %b: got %v, want %v", tt.name, tt.args, tt.marks, p.Origin, tt.want)
+		}
+	}
+}
+
 // What entered before its container was listed is known by the time a child of
 // it runs something.
 func TestOriginIsFoundLater(t *testing.T) {

@@ -116,25 +116,9 @@ func sleeper(t *testing.T, root, path string) string {
 	t.Helper()
 	cmd := exec.Command("/bin/cat")
 	inCgroup(t, root, path, cmd)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
-	})
+	in, out := testenv.Talk(t, cmd)
 	fmt.Fprintln(in, "there")
-	if _, err := out.Read(make([]byte, 16)); err != nil {
+	if _, err := out.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
 	return strconv.Itoa(cmd.Process.Pid)

@@ -259,16 +259,7 @@ func (b *bundle) removeCgroups() {
 	tops, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/procession-enrich-%d", os.Getpid()))
 	tops = append(tops, fmt.Sprintf("/sys/fs/cgroup/procession-enrich-%d", os.Getpid()))
 	for _, top := range tops {
-		var dirs []string
-		_ = filepath.WalkDir(top, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for _, d := range slices.Backward(dirs) {
-			_ = os.Remove(d)
-		}
+		removeTree(top)
 	}
 }
 

@@ -45,24 +45,7 @@ func below(t *testing.T, dir string, attr *syscall.SysProcAttr) (p *event.Proces
 	cmd.Env = append(os.Environ(), rootedStage+"=1")
 	cmd.SysProcAttr = attr
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
-	})
-	said := bufio.NewReader(out)
+	in, said := testenv.Talk(t, cmd)
 	enter = func(dir string) {
 		t.Helper()
 		fmt.Fprintln(in, dir)

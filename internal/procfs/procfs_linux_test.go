@@ -66,22 +66,8 @@ func start(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), role+"="+name)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
-	if _, err := out.Read(make([]byte, 16)); err != nil {
+	_, out := testenv.Talk(t, cmd)
+	if _, err := out.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
 	return cmd

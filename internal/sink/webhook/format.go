@@ -208,17 +208,10 @@ func falcoPriority(s pb.Severity) string {
 
 // severityWord is a severity in lower case, for labels.
 func severityWord(s pb.Severity) string {
-	switch s {
-	case pb.Severity_SEVERITY_CRITICAL:
-		return "critical"
-	case pb.Severity_SEVERITY_HIGH:
-		return "high"
-	case pb.Severity_SEVERITY_MEDIUM:
-		return "medium"
-	case pb.Severity_SEVERITY_LOW:
-		return "low"
+	if s <= pb.Severity_SEVERITY_INFORMATIONAL || s > pb.Severity_SEVERITY_CRITICAL {
+		return "info"
 	}
-	return "info"
+	return strings.ToLower(strings.TrimPrefix(s.String(), "SEVERITY_"))
 }
 
 type slackMessage struct {

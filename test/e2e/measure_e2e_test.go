@@ -88,6 +88,7 @@ func measure(t *testing.T, p *product) {
 	for _, part := range memoryParts {
 		row("of it "+part, "%.1f MiB", float64(memory[part])/1024)
 	}
+	row("resident at its peak, the start included", "%.1f MiB", float64(peak(t, pid))/1024)
 	row("lists of pods from the kubelet", "%.0f", after.lists-before.lists)
 	asked := requestsByPath(all, "system:serviceaccount:"+p.namespace+":procession-agent", "")
 	row("requests of the agent to the API server", "%s", orNone(asked))
@@ -179,6 +180,22 @@ func number(t *testing.T, s string) float64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// peak is a process's greatest resident memory since its start, in KiB.
+func peak(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if w := strings.Fields(line); w[0] == "VmHWM:" {
+			return int(number(t, w[1]))
+		}
+	}
+	t.Fatalf("no VmHWM of pid %d", pid)
+	return 0
 }
 
 // memoryParts are what a process's resident memory is made of.

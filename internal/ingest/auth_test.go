@@ -97,8 +97,16 @@ func startTokens(t *testing.T, fresh time.Duration) (*server, *apiServer) {
 	return s, api
 }
 
-// speak opens a stream with what stands in the authorization headers.
+// speak opens a stream with what stands in the authorization headers, and says
+// hello.
 func (s *server) speak(authorization ...string) ingesttest.Stream {
+	s.t.Helper()
+	st := s.open(authorization...)
+	st.Send(ingesttest.Hello("claimed", lane(epoch, 1)))
+	return st
+}
+
+func (s *server) open(authorization ...string) ingesttest.Stream {
 	s.t.Helper()
 	s.creds("any")
 	creds := credentials.NewTLS(&tls.Config{RootCAs: ingesttest.Roots(s.t, filepath.Join(s.dir, "tls-any"))})
@@ -111,7 +119,6 @@ func (s *server) speak(authorization ...string) ingesttest.Stream {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	st.Send(ingesttest.Hello("claimed", lane(epoch, 1)))
 	return st
 }
 

@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/procession-dev/procession/api/proto/procession/v1"
+	"github.com/procession-dev/procession/internal/ingest/ingesttest"
 	"github.com/procession-dev/procession/internal/store"
 	"github.com/procession-dev/procession/internal/store/storetest"
 )
@@ -58,12 +60,40 @@ func readSession(t *testing.T, file string) (all []*recordedStream) {
 	return all
 }
 
-// An agent of the first release is served: what it sent then gets the same
-// answers from today's server, and is stored whole.
-func TestRecordedSession(t *testing.T) {
-	s := start(t, nil)
-	for i, rec := range readSession(t, "../../api/proto/procession/v1/testdata/session-1.bin") {
-		st := s.stream("node-1")
+// Agents of earlier times are served: what one sent then gets the same answers
+// from today's server, and is stored whole. api/proto says what is in the
+// sessions; the tokens of the second are its recorder's.
+func TestRecordedSessions(t *testing.T) {
+	const dir = "../../api/proto/procession/v1/testdata/"
+	t.Run("certificates", func(t *testing.T) {
+		s := start(t, nil)
+		replay(t, dir+"session-1.bin", func() ingesttest.Stream { return s.stream("node-1") })
+		storedKinds(t, s, map[store.Kind]int{store.Alert: 9, store.Coverage: 13, store.Loss: 1}, pb.LossReason_LOSS_REASON_CORRUPT)
+	})
+	t.Run("tokens", func(t *testing.T) {
+		s, api := startTokens(t, 0)
+		var shown []string
+		for _, rec := range readSession(t, dir+"session-2.bin") {
+			for _, m := range rec.agent {
+				if r := m.GetReauth(); r != nil {
+					shown = append(shown, r.GetToken())
+					api.set(func(a *apiServer) { a.nodes[r.GetToken()] = "node-1" })
+				}
+			}
+		}
+		replay(t, dir+"session-2.bin", func() ingesttest.Stream { return s.open("Bearer " + api.token("node-1", time.Hour)) })
+		for _, newer := range shown {
+			eventually(t, "the newer token is asked about", func() bool { return api.count(newer) > 0 })
+		}
+		storedKinds(t, s, map[store.Kind]int{store.Alert: 7, store.Amendment: 3, store.Coverage: 3}, 0)
+	})
+}
+
+// replay plays the agent's part of a session.
+func replay(t *testing.T, file string, open func() ingesttest.Stream) {
+	t.Helper()
+	for i, rec := range readSession(t, file) {
+		st := open()
 		send(t, st, rec.agent[0])
 		var resume []uint64
 		for _, l := range recv(t, st).GetWelcome().GetResume() {
@@ -79,14 +109,18 @@ func TestRecordedSession(t *testing.T) {
 			}
 		}
 	}
+}
+
+func storedKinds(t *testing.T, s *server, want map[store.Kind]int, loss pb.LossReason) {
+	t.Helper()
 	kinds := map[store.Kind]int{}
 	for _, r := range storetest.All(t, s.st) {
 		kinds[r.Kind]++
-		if r.Kind == store.Loss && r.LossReason != pb.LossReason_LOSS_REASON_CORRUPT {
+		if r.Kind == store.Loss && r.LossReason != loss {
 			t.Errorf("a loss for %v: %s", r.LossReason, r.Reason)
 		}
 	}
-	if d := cmp.Diff(map[store.Kind]int{store.Alert: 9, store.Coverage: 13, store.Loss: 1}, kinds); d != "" {
+	if d := cmp.Diff(want, kinds); d != "" {
 		t.Errorf("stored (-want +got):\n%s", d)
 	}
 }

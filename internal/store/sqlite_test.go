@@ -204,6 +204,19 @@ func TestSQLiteDamagedPayload(t *testing.T) {
 	}
 }
 
+// A disk that is full at the start is told as that, however far the start came.
+func TestSQLiteOpenOnFullDisk(t *testing.T) {
+	for _, size := range []string{"4k", "16k", "32k", "64k"} {
+		st, err := store.OpenSQLite(t.Context(), tmpfs(t, "size="+size))
+		if err == nil {
+			st.Close()
+		}
+		if !errors.Is(err, store.ErrFull) {
+			t.Errorf("%s: %v, want ErrFull", size, err)
+		}
+	}
+}
+
 // A full disk refuses, changes nothing, and heals by itself.
 func TestSQLiteFullDisk(t *testing.T) {
 	dir := tmpfs(t, "size=2m")

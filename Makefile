@@ -13,7 +13,7 @@ FUZZTIME ?= 20s
 help: ## list the targets
 	@printf 'Procession. Targets:\n\n'
 	@if [ -t 1 ] && [ -z "$$NO_COLOR" ]; then b=$$'\e[1m' o=$$'\e[0m'; fi; grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | \
-		sort | awk -F':.*## ' -v b="$$b" -v o="$$o" '{printf "  %s%-12s%s %s\n", b, $$1, o, $$2}'
+		sort | awk -F':.*## ' -v b="$$b" -v o="$$o" '{printf "  %s%-14s%s %s\n", b, $$1, o, $$2}'
 	@printf '\nFirst time: as root, "make run" here and "make demo" in a second terminal.\n'
 
 .PHONY: build

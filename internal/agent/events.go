@@ -6,15 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/procession-dev/procession/internal/alert"
 	"github.com/procession-dev/procession/internal/event"
@@ -262,9 +259,11 @@ type eventWriter struct {
 }
 
 func newEventWriter(f eventsFlags, stdout io.Writer) (*eventWriter, error) {
-	file, isFile := stdout.(*os.File)
-	terminal := isFile && term.IsTerminal(int(file.Fd()))
-	out := &eventWriter{w: bufio.NewWriterSize(stdout, 64<<10), style: present.Style{Zone: time.Local}}
+	style, terminal, err := present.StyleFor(stdout, f.color)
+	if err != nil {
+		return nil, usagef("--color: %w", err)
+	}
+	out := &eventWriter{w: bufio.NewWriterSize(stdout, 64<<10), style: style}
 	switch f.format {
 	case "auto":
 		out.json = !terminal
@@ -273,20 +272,6 @@ func newEventWriter(f eventsFlags, stdout io.Writer) (*eventWriter, error) {
 	case "text":
 	default:
 		return nil, usagef("--format: %q is none of auto, text, json", f.format)
-	}
-	switch f.color {
-	case "auto":
-		out.style.Color = terminal && os.Getenv("NO_COLOR") == ""
-	case "always":
-		out.style.Color = true
-	case "never":
-	default:
-		return nil, usagef("--color: %q is none of auto, always, never", f.color)
-	}
-	if terminal {
-		if width, _, err := term.GetSize(int(file.Fd())); err == nil {
-			out.style.Width = width
-		}
 	}
 	return out, nil
 }

@@ -61,7 +61,6 @@ func TestKeptRecording(t *testing.T) {
 		for range 3 {
 			err = errors.Join(err, w.Record(random[event.Record](rnd)))
 		}
-		data = b.Bytes()
 		if err = errors.Join(err, w.Close()); err != nil {
 			t.Fatal(err)
 		}

@@ -93,9 +93,9 @@ proof: build ## what is promised of the agent, measured: every exec told rightly
 		$(if $(DOCS),hack/section.sh docs/capture.md proof bin/proof.md &&) exit $$status
 
 .PHONY: storm
-storm: ## floods of forks, vforks and threads, 30 s each, through the whole event path, as root; figures in bin/storm.md (DOCS=1 as with bench)
+storm: ## floods of forks, vforks and threads, 30 s each (PROCESSION_FLOOD), from the kernel to a collector, as root; figures in bin/storm.md (DOCS=1 as with bench)
 	@mkdir -p bin; rm -f bin/storm.md
-	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=30s PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent; status=$$?; \
+	PROCESSION_NO_SKIP=1 PROCESSION_FLOOD=$${PROCESSION_FLOOD:-30s} PROCESSION_FLOOD_OUT=$(CURDIR)/bin/storm.md go test -count=1 -run '^TestFlood$$' -v ./internal/agent; status=$$?; \
 		$(if $(DOCS),hack/section.sh docs/capture.md storm bin/storm.md &&) exit $$status
 
 .PHONY: chaos

@@ -34,7 +34,7 @@ import (
 // Variables of TestFlood. Without them a flood has some thousand tasks.
 const (
 	floodVar = "PROCESSION_FLOOD"     // how long each flood lasts, at the machine's own speed; then nothing may be lost and alerts arrive in 100 ms
-	floodOut = "PROCESSION_FLOOD_OUT" // file to append the table of figures to
+	floodOut = "PROCESSION_FLOOD_OUT" // file for the table of figures
 )
 
 // A flooded agent is the whole event path: process table, identity, the starter
@@ -49,12 +49,14 @@ type flooded struct {
 	forward *forward.Forwarder
 	build   alert.Builder
 
-	first   atomic.Int32                       // pid of the process that has the flood made, by its children
-	heard   [event.CommChange + 1]atomic.Int64 // of those children's children, by kind
+	of      atomic.Pointer[string]             // what the processes of the flood are called
+	heard   [event.CommChange + 1]atomic.Int64 // of its processes, by kind
 	threads atomic.Int64                       // records of threads: none may come
 	alerts  chan probe                         // judged
+	writes  chan probe                         // the same
+	synced  chan probe                         // on disk
 	arrived <-chan arrival                     // at the collector
-	told    chan probe                         // on disk, and at the collector
+	told    chan probe                         // the same
 
 	slow   time.Duration // that judging an event takes in addition
 	cgroup string        // directory of the flood's own; "" the test's
@@ -78,7 +80,11 @@ func since(stamp uint64) time.Duration { return time.Duration(monotonic() - stam
 func newFlooded(t *testing.T, ring int, slow time.Duration) *flooded {
 	t.Helper()
 	testenv.Root(t)
-	f := &flooded{alerts: make(chan probe, 1000), told: make(chan probe, 1000), slow: slow}
+	const many = 10_000 // more than a flood has
+	f := &flooded{
+		alerts: make(chan probe, many), writes: make(chan probe, many),
+		synced: make(chan probe, many), told: make(chan probe, many), slow: slow,
+	}
 	f.prompt = newPrompter()
 	compiler, err := policy.NewCompiler()
 	if err != nil {
@@ -129,14 +135,15 @@ func (f *flooded) start(t *testing.T) {
 	f.prompt.start(time.Now())
 	ctx, cancel := context.WithCancel(context.Background())
 	sends, stop := context.WithCancel(context.Background())
-	done, sent := make(chan error, 3), make(chan error, 1)
+	done, sent := make(chan error, 4), make(chan error, 1)
 	go func() { done <- f.conn.Run(ctx, f) }()
 	go func() { done <- f.spool.Run(ctx) }()
 	go func() { done <- f.follow(ctx) }()
+	go func() { done <- f.followDisk(ctx) }()
 	go func() { sent <- f.forward.Run(sends) }()
 	t.Cleanup(func() {
 		cancel()
-		for range 3 {
+		for range 4 {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -159,30 +166,36 @@ func (f *flooded) start(t *testing.T) {
 	})
 }
 
-// follow waits for each alert until it is on disk and at the collector. What
-// comes there comes once and in order.
-func (f *flooded) follow(ctx context.Context) error {
-	var last arrival
-	next := func(a arrival) error {
-		if a.Seq != last.Seq+1 {
-			return fmt.Errorf("alert %d arrived after %d", a.Seq, last.Seq)
-		}
-		last = a
-		return nil
-	}
+// followDisk waits for each alert until it is on disk.
+func (f *flooded) followDisk(ctx context.Context) error {
 	for {
 		select {
-		case p := <-f.alerts:
+		case p := <-f.writes:
 			if f.spool.Sync(ctx) != nil {
 				return nil // at the end
 			}
 			p.synced = since(p.stamp)
+			f.synced <- p
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// follow waits for each alert until it is at the collector. What comes there
+// comes once and in order.
+func (f *flooded) follow(ctx context.Context) error {
+	var last arrival
+	for {
+		select {
+		case p := <-f.alerts:
 			for last.Seq < p.seq {
 				select {
 				case a := <-f.arrived:
-					if err := next(a); err != nil {
-						return err
+					if a.Seq != last.Seq+1 {
+						return fmt.Errorf("alert %d arrived after %d", a.Seq, last.Seq)
 					}
+					last = a
 				case <-ctx.Done():
 					return nil
 				}
@@ -195,31 +208,20 @@ func (f *flooded) follow(ctx context.Context) error {
 	}
 }
 
-// Record counts what came from the kernel, before anything can leave it out.
+// Record counts what came from the kernel, before anything can leave it out. It
+// asks no process table: that is what /proc says after a loss, while older
+// records still come. Nor who the parent is: nobody waits for the flood's
+// processes, so at their end they have none. They have a name of their own, and
+// so has who makes them.
 func (f *flooded) Record(r *event.Record) {
+	of := f.of.Load()
 	switch {
 	case r.Kind == event.Fork && r.PeerPID != r.PeerTGID, r.Kind == event.Exit && r.PID != r.TGID:
 		f.threads.Add(1)
-	case r.Kind == event.Fork && f.below(r.TGID) == 1,
-		r.Kind != event.Fork && (f.below(r.TGID) == 2 ||
-			r.Have.Has(event.FieldParent) && f.below(r.PPID) == 1): // of one whose beginning was lost
+	case of != nil && string(r.Comm) == *of:
 		f.heard[r.Kind].Add(1)
 	}
 	f.pipe.Record(r)
-}
-
-// below says how far below the flood's first process another one is; -9: it is
-// not.
-func (f *flooded) below(pid int32) int32 {
-	first := f.first.Load()
-	p := f.pipe.table.Lookup(pid)
-	for n := int32(0); n < 3 && p != nil && first != 0; n++ {
-		if p.PID == first {
-			return n
-		}
-		p = p.Parent
-	}
-	return -9
 }
 
 func (f *flooded) Lost(l procconn.Loss) { f.pipe.Lost(l) }
@@ -239,13 +241,15 @@ func (f *flooded) judge(ev *event.Event) {
 		}
 		if strings.HasPrefix(ev.Process.Cmdline, "xmrig\x00probe-") {
 			mark, _, _ := strings.Cut(ev.Process.Cmdline[len("xmrig\x00"):], "\x00")
-			f.alerts <- probe{mark: mark, seq: seq, stamp: ev.Stamp, judged: since(ev.Stamp)}
+			p := probe{mark: mark, seq: seq, stamp: ev.Stamp, judged: since(ev.Stamp)}
+			f.alerts <- p
+			f.writes <- p
 		}
 	})
 }
 
 // probe starts a program that a rule is about, and returns when its alert is at
-// the collector, and on disk.
+// the collector.
 func (f *flooded) probe(ctx context.Context, n int) (probe, error) {
 	mark := fmt.Sprint("probe-", n)
 	cmd := &exec.Cmd{Path: "/bin/true", Args: []string{"xmrig", mark, "-o", "stratum+tcp://pool.example:3333"}}
@@ -278,10 +282,12 @@ func (f *flooded) run(t *testing.T, kind flood.Kind, limit int64, lasts time.Dur
 	t.Helper()
 	lost, shed, cpu := f.pipe.lost.Load(), f.pipe.fair.shed.Load(), ownCPU(t)
 	child := startFlood(t, kind, limit, lasts, f.cgroup)
-	f.first.Store(int32(child.cmd.Process.Pid))
+	name := flood.Name(child.cmd.Process.Pid)
+	f.of.Store(&name)
 	n := 0
 	r.made, r.took = child.run(t, func() { f.tryProbe(t, n, &r); n++ })
 	f.tryProbe(t, -1, &r) // all older is told now
+	f.waitDisk(t, r.probes)
 	r.cpu = ownCPU(t) - cpu
 	r.lost, r.shed = f.pipe.lost.Load()-lost, f.pipe.fair.shed.Load()-shed
 	if kind == flood.Thread {
@@ -309,6 +315,24 @@ func (f *flooded) run(t *testing.T, kind flood.Kind, limit int64, lasts time.Dur
 		t.Errorf("%s: made %d, want %d", kind, r.made, limit)
 	}
 	return r
+}
+
+// waitDisk waits until all of them are on disk, and notes when each was.
+func (f *flooded) waitDisk(t *testing.T, probes []probe) {
+	t.Helper()
+	patience := time.After(time.Minute)
+	at := map[uint64]time.Duration{}
+	for i := range probes {
+		for at[probes[i].seq] == 0 {
+			select {
+			case p := <-f.synced:
+				at[p.seq] = p.synced
+			case <-patience:
+				t.Fatalf("alert %d is not on disk", probes[i].seq)
+			}
+		}
+		probes[i].synced = at[probes[i].seq]
+	}
 }
 
 // tryProbe is probe with patience. An alert may be missing if events were lost,
@@ -376,13 +400,13 @@ func TestFlood(t *testing.T) {
 	var rows []string
 	for _, row := range floodKinds {
 		// What the machine makes when nobody listens, before and after.
-		alone, took := unheard(t, row.kind, limit, lasts/10)
+		alone, took := unheard(t, row.kind, limit/5, lasts/10)
 		var r floodResult
 		t.Run(string(row.kind), func(t *testing.T) { r = oneFlood(t, row.kind, limit, lasts) })
 		if len(r.probes) == 0 {
 			continue // it said why
 		}
-		after, tookAfter := unheard(t, row.kind, limit, lasts/10)
+		after, tookAfter := unheard(t, row.kind, limit/5, lasts/10)
 		alone, took = alone+after, took+tookAfter
 		events := row.kind.Events()
 		bare, rate := float64(alone*events)/took.Seconds(), float64(r.made*events)/r.took.Seconds()

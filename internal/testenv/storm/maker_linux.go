@@ -21,11 +21,16 @@ import (
 // error's number. A process that cannot change its ids kills it.
 func makerCode() unsafe.Pointer
 
+// Name is what the tasks are called that a process asked for, and their makers
+// until these end.
+func Name(pid int) string { return fmt.Sprint("storm-", pid) }
+
 // Where maker lies and what it needs, known to it too.
 const (
 	makerBase = 0x10000000 // address
-	makerSize = 640        // enough for the code on each architecture
-	makerData = 0x800      // zeros to begin with, from the base
+	makerSize = 512        // enough for the code on each architecture
+	makerName = 0x7e0      // Name, from the base
+	makerData = 0x800      // zeros to begin with
 	makerEnd  = 0x1000
 )
 
@@ -36,7 +41,7 @@ func makerFile() (*os.File, error) {
 	const head = 64 + 56
 	machine := map[string]uint16{"amd64": 62, "arm64": 183}[runtime.GOARCH] // EM_X86_64, EM_AARCH64
 	le := binary.LittleEndian
-	b := make([]byte, head, head+makerSize)
+	b := make([]byte, head, makerData)
 	copy(b, "\x7fELF\x02\x01\x01") // 64 bits, little-endian, version 1
 	le.PutUint16(b[16:], 2)        // e_type: ET_EXEC
 	le.PutUint16(b[18:], machine)
@@ -51,10 +56,12 @@ func makerFile() (*os.File, error) {
 	le.PutUint32(p[4:], 7) // p_flags: read, write, execute
 	le.PutUint64(p[16:], makerBase)
 	le.PutUint64(p[24:], makerBase)
-	le.PutUint64(p[32:], head+makerSize) // p_filesz
-	le.PutUint64(p[40:], makerEnd)       // p_memsz
-	le.PutUint64(p[48:], 0x10000)        // p_align
+	le.PutUint64(p[32:], makerData) // p_filesz
+	le.PutUint64(p[40:], makerEnd)  // p_memsz
+	le.PutUint64(p[48:], 0x10000)   // p_align
 	b = append(b, unsafe.Slice((*byte)(makerCode()), makerSize)...)
+	b = append(b, make([]byte, makerData-len(b))...)
+	copy(b[makerName:], Name(os.Getpid()))
 
 	fd, err := unix.MemfdCreate("maker", unix.MFD_CLOEXEC)
 	if err != nil {

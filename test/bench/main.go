@@ -26,7 +26,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -232,18 +231,14 @@ func (b *bench) finish(ctx context.Context, o *options, rep *Report, cache strin
 		return err
 	}
 	if o.markdown != "" {
-		if err := writeFile(o.markdown, rep.writeMarkdown); err != nil {
+		if err := host.WriteFile(o.markdown, rep.writeMarkdown); err != nil {
 			return err
 		}
 	}
 	if o.json == "" {
 		o.json = filepath.Join(cache, "bench.json")
 	}
-	if err := writeFile(o.json, func(w io.Writer) error {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(rep)
-	}); err != nil {
+	if err := host.WriteJSON(o.json, rep); err != nil {
 		return err
 	}
 	fmt.Fprintf(log, "everything measured: %s\n", o.json)

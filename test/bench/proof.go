@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/procession-dev/procession/test/bench/host"
 )
 
 // What is promised, and checked by -proof.
@@ -83,7 +85,7 @@ func (b *bench) proveTo(ctx context.Context, o *options, all []load, can []obser
 	if o.markdown == "" || table.Len() == 0 {
 		return err
 	}
-	return errors.Join(err, writeFile(o.markdown, func(w io.Writer) error {
+	return errors.Join(err, host.WriteFile(o.markdown, func(w io.Writer) error {
 		_, err := w.Write(table.Bytes())
 		return err
 	}))

@@ -31,7 +31,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -260,16 +259,12 @@ func run(ctx context.Context, o *options, out, log io.Writer) (bool, error) {
 	if o.json == "" {
 		o.json = filepath.Join(cache, "vm.json")
 	}
-	if err := writeFile(o.json, func(w io.Writer) error {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(rep)
-	}); err != nil {
+	if err := host.WriteJSON(o.json, rep); err != nil {
 		return false, err
 	}
 	fmt.Fprintf(log, "result: %s\n", o.json)
 	if o.facts != "" {
-		if err := writeFile(o.facts, func(w io.Writer) error { rep.writeFacts(w); return nil }); err != nil {
+		if err := host.WriteFile(o.facts, func(w io.Writer) error { rep.writeFacts(w); return nil }); err != nil {
 			return false, err
 		}
 	}

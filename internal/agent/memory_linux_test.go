@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/procession-dev/procession/internal/enrich/cgroup"
 	"github.com/procession-dev/procession/internal/testenv"
 )
 
@@ -93,8 +94,11 @@ func TestSettleMemory(t *testing.T) {
 // TestLimitMemory: in a cgroup with a limit Go has one below it, but where the
 // operator said otherwise.
 func TestLimitMemory(t *testing.T) {
-	const child = "PROCESSION_LIMIT_MEMORY"
-	if os.Getenv(child) != "" {
+	const child = "PROCESSION_LIMIT_MEMORY" // its cgroup
+	if dir := os.Getenv(child); dir != "" {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
 		limitMemory(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		fmt.Printf("limit %d\n", memoryLimit())
 		return
@@ -105,6 +109,17 @@ func TestLimitMemory(t *testing.T) {
 		root, file = "/sys/fs/cgroup", "memory.max"
 	}
 	dir := testenv.Cgroup(t, root, fmt.Sprintf("procession-limit-%d/inner", os.Getpid()))
+	if file == "memory.max" {
+		for _, d := range []string{root, filepath.Dir(dir)} {
+			if err := os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+				testenv.Skip(t, "no limits of memory for cgroups: "+err.Error())
+			}
+		}
+	}
+	above, err := cgroup.MemoryLimit()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		outer, inner, env string
 		want              int64
@@ -115,6 +130,9 @@ func TestLimitMemory(t *testing.T) {
 		{"1G", "512M", "GOMEMLIMIT=100MiB", 100 << 20},
 		{"1G", "512M", "GOMEMLIMIT=off", 0},
 	} {
+		if above != 0 && c.inner == "-1" {
+			continue // this test itself runs in a cgroup with a limit
+		}
 		for d, limit := range map[string]string{filepath.Dir(dir): c.outer, dir: c.inner} {
 			if file == "memory.max" && limit == "-1" {
 				limit = "max"
@@ -123,8 +141,8 @@ func TestLimitMemory(t *testing.T) {
 				testenv.Skip(t, "a cgroup cannot be limited here: "+err.Error())
 			}
 		}
-		cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(dir, "cgroup.procs"), os.Args[0], "-test.run=^TestLimitMemory$")
-		cmd.Env = append(os.Environ(), child+"=1", c.env)
+		cmd := exec.Command(os.Args[0], "-test.run=^TestLimitMemory$")
+		cmd.Env = append(os.Environ(), child+"="+dir, c.env)
 		out, err := cmd.CombinedOutput()
 		if want := fmt.Sprintf("limit %d\n", c.want); err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("outer %s, inner %s, %s: %v, %s; want %s", c.outer, c.inner, c.env, err, out, want)

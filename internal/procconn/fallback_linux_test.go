@@ -326,6 +326,35 @@ func TestShare(t *testing.T) {
 	<-done
 }
 
+// TestNoRealTimeBudget: where the kernel refuses SCHED_FIFO, as it does in a
+// cgroup v1 without a real-time budget, a thread gets nice -20.
+func TestNoRealTimeBudget(t *testing.T) {
+	testenv.Root(t)
+	const cpu = "/sys/fs/cgroup/cpu"
+	if _, err := os.Stat(cpu + "/cpu.rt_runtime_us"); err != nil {
+		t.Skip("no real-time budgets here: only cgroup v1 with CONFIG_RT_GROUP_SCHED has them")
+	}
+	group := testenv.Cgroup(t, cpu, fmt.Sprintf("procession-procconn-%d", os.Getpid()))
+	done := make(chan struct{})
+	onOwnThread(func() {
+		defer close(done)
+		enter := func(dir string) {
+			if err := os.WriteFile(dir+"/tasks", fmt.Append(nil, unix.Gettid()), 0); err != nil {
+				t.Error(err)
+			}
+		}
+		enter(group)
+		if c := raise(fifo); c != nice {
+			t.Errorf("class %v", c)
+		}
+		if prio, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || prio != 40 { // 20 - nice
+			t.Errorf("priority %d, %v, want 40", prio, err)
+		}
+		enter(cpu)
+	})
+	<-done
+}
+
 // TestShareInAFlood: while programs run as fast as the machine can start them a
 // reader keeps to its share: it is an ordinary thread then, reads nothing, and
 // hands every exec over all the same. When the flood is over it races again.

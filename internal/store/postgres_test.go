@@ -68,8 +68,10 @@ func testClocks(t *testing.T, pg *storetest.Server) {
 		t.Fatal("a does not get a free lease")
 	}
 	set(-10 * time.Hour)
-	if take(b, "b", time.Hour) || take(b, "b", time.Hour) {
-		t.Error("b got the lease of a, because a clock was 10 hours behind")
+	for range 2 { // at the first look it may be new to b
+		if take(b, "b", time.Hour) {
+			t.Error("b got the lease of a, because a clock was 10 hours behind")
+		}
 	}
 	if !take(a, "a", 20*time.Millisecond) {
 		t.Error("a could not renew")

@@ -65,7 +65,10 @@ func makeFlood() error {
 	if err != nil {
 		return err
 	}
-	fmt.Scanln() // until we are told that our parent is ready to count
+	// Until we are told that our parent is ready to count. Without it there is nothing to make.
+	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
+		return err
+	}
 	n, err := flood.Make(flood.Kind(kind), makers, limit, lasts)
 	fmt.Print(n)
 	return err

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -117,6 +118,8 @@ type Server struct {
 	m      *metrics
 	log    *limitedLog // of what agents do wrong
 
+	records atomic.Uint64
+
 	mu       sync.Mutex
 	nodes    map[string][]*stream // live streams, oldest first; guarded by mu
 	stopping bool                 // no stream may enter; guarded by mu
@@ -198,6 +201,9 @@ func (s *Server) Nodes() int {
 	defer s.mu.Unlock()
 	return len(s.nodes)
 }
+
+// Records is how many records were read from streams so far.
+func (s *Server) Records() uint64 { return s.records.Load() }
 
 // drain asks all streams to end, and lets no other begin.
 func (s *Server) drain() {

@@ -230,7 +230,9 @@ func (st *stream) recv() (*pb.StreamRequest, error) {
 		}
 		return nil, err
 	}
-	st.s.m.received.Add(float64(len(m.GetBatch().GetRecords())))
+	n := len(m.GetBatch().GetRecords())
+	st.s.m.received.Add(float64(n))
+	st.s.records.Add(uint64(n))
 	return m, nil
 }
 

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	if command := os.Getenv(commandVar); command != "" {
 		os.Exit(Main(strings.Fields(command), os.Stdout, os.Stderr, "test"))
 	}
-	role := func() error { return nil }
+	var role func() error
 	switch {
 	case os.Getenv(floodRun) != "":
 		role = makeFlood

@@ -313,6 +313,12 @@ func (s *session) ack(a *pb.Ack) error {
 // watch drains the stream when the connection is to go away (GOAWAY), as
 // connections do after half an hour: a new one is made before this one is cut.
 func (s *session) watch(conn *grpc.ClientConn) {
+	// A stream can be there a moment before its connection is called ready.
+	for conn.GetState() == connectivity.Connecting {
+		if !conn.WaitForStateChange(s.ctx, connectivity.Connecting) {
+			return
+		}
+	}
 	if !conn.WaitForStateChange(s.ctx, connectivity.Ready) {
 		return
 	}

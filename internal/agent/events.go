@@ -103,7 +103,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer conn.Close()
-	memory.started()
+	memory.started(conn.Status().Way)
 	pipe.fair.full = conn.Full
 	if _, err := pipe.scan(); err != nil {
 		return err

@@ -65,10 +65,11 @@ func openProc() (int, error) {
 // f. Text is appended to text, which must have snapshotRoom left: f points
 // into it. bootOffset is that of sinceBoot.
 //
-// The order matters. Arguments, exe and working directory go when the process
-// exits; cgroup, ids and times stay until it is reaped. The arguments are read
-// again after exe: while a further exec goes on they read as empty, and
-// afterwards they are others; so if they are the same, exe belongs to them.
+// The order is that of what matters most. Arguments, exe and its file, and the
+// working directory go when the process exits; so does what cgroup says, while ids
+// and times stay until it is reaped. The arguments are read again after exe: while
+// a further exec goes on they read as empty, and afterwards they are others; so if
+// they are the same, exe belongs to them. An exec does not move to another cgroup.
 func (s *snapshotter) take(f *event.Facts, tgid int32, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
 	s.denied = false
 	s.setPID(tgid)
@@ -77,8 +78,10 @@ func (s *snapshotter) take(f *event.Facts, tgid int32, stamp, bootOffset uint64,
 
 	cmdline := s.openFile("cmdline\x00")
 	text = s.readArgs(f, cmdline, text)
-	mark := len(text)
-	text = s.readExe(f, text)
+	text, f.Exe = s.readLink(text, "exe\x00")
+	have(f, event.FieldExe, len(f.Exe) > 0)
+	text, f.Cgroup = s.readCgroup(text)
+	s.readExeFile(f)
 	if s.cwd {
 		text, f.Cwd = s.readLink(text, "cwd\x00")
 		have(f, event.FieldCwd, len(f.Cwd) > 0)
@@ -88,11 +91,9 @@ func (s *snapshotter) take(f *event.Facts, tgid int32, stamp, bootOffset uint64,
 	if !same {
 		// Keep the arguments, the first thing read: they were right then.
 		d |= doubtExe
-		text = text[:mark]
 		f.Exe, f.Cwd, f.ExeFile, f.Marks = nil, nil, event.ExeFile{}, 0
 		f.Have &= event.FieldSet(event.FieldArgs)
 	}
-	text, f.Cgroup = s.readCgroup(text)
 	s.readStatus(f)
 	text, alive := s.readStat(f, text)
 
@@ -160,13 +161,11 @@ func (s *snapshotter) sameArgs(f *event.Facts, fd int) bool {
 	return n > 0 && bytes.Equal(s.again[:n], f.Cmdline)
 }
 
-// readExe reads the path of the program, and the file behind it by the same
-// link, so that a path which leads elsewhere by now does no harm.
-func (s *snapshotter) readExe(f *event.Facts, text []byte) []byte {
-	text, f.Exe = s.readLink(text, "exe\x00")
-	have(f, event.FieldExe, len(f.Exe) > 0)
+// readExeFile reads the file behind the program's path, by the same link, so that
+// a path which leads elsewhere by now does no harm.
+func (s *snapshotter) readExeFile(f *event.Facts) {
 	if len(f.Exe) == 0 || !s.readFile("exe\x00") {
-		return text
+		return
 	}
 	x := &s.statx
 	f.ExeFile = event.ExeFile{
@@ -181,7 +180,6 @@ func (s *snapshotter) readExe(f *event.Facts, text []byte) []byte {
 			f.Marks |= event.MarkMemfd
 		}
 	}
-	return text
 }
 
 // readCgroup appends the path of the task's cgroup to text.

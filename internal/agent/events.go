@@ -103,7 +103,7 @@ func eventsCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer conn.Close()
-	memory.started(conn.Status().Way)
+	memory.started()
 	pipe.fair.full = conn.Full
 	if _, err := pipe.scan(); err != nil {
 		return err

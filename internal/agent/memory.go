@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/procession-dev/procession/internal/enrich/cgroup"
-
-	"github.com/procession-dev/procession/internal/procconn"
 )
 
 // When memory is given back: what was done once, a connection, new rules, a
@@ -58,17 +56,9 @@ func (s *settler) stage() {
 // not as much. The event path makes next to none (two collections in 10,000
 // execs), so this costs nothing and leaves a third less of the heap resident; the
 // start would take a tenth longer by it.
-//
-// But without the recorder garbage may be four times as much: a collection stops
-// the readers, and one that was about to read of a process may come too late. Of
-// programs that live for 20 us it lost half as many.
-func (s *settler) started(way procconn.Way) {
-	percent := 50
-	if way != procconn.ByRecorder {
-		percent = 400
-	}
+func (s *settler) started() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(percent)
+		debug.SetGCPercent(50)
 	}
 	s.say(s.look(time.Now()))
 }

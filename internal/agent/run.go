@@ -277,7 +277,7 @@ func (a *agent) assemble(ctx context.Context, rules ruleSource) error {
 	if err != nil {
 		return err
 	}
-	a.memory.started(a.conn.Status().Way)
+	a.memory.started()
 	a.pipe.fair.full = a.conn.Full
 	n, err := a.pipe.scan()
 	if err != nil {

@@ -142,7 +142,7 @@ func (f *fallback) addReader(cpu int, filter []unix.SockFilter, rcvBuf int) erro
 	f.readers = append(f.readers, &execReader{
 		f: f, cpu: cpu, sock: s, share: cmp.Or(f.c.cfg.share, usualShare),
 		q:    newQueue(64, 48<<10+snapshotRoom, snapshotRoom, max(4, chunkBudget/(f.pins+1))),
-		snap: snapshotter{proc: f.proc, cwd: f.c.cfg.Cwd},
+		snap: snapshotter{gathering: gathering{proc: f.proc, cwd: f.c.cfg.Cwd}},
 		recv: newReceiver(readerBatch),
 	})
 	return nil
@@ -487,7 +487,7 @@ func (f *fallback) describe(s *Status) {
 	}
 	s.Scheduling = worst.String()
 	limit := func(missing, cost string) { s.Limits = append(s.Limits, Limit{missing, cost}) }
-	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 100 very short processes is seen "+
+	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 500 very short processes is seen "+
 		"without arguments or program. Namespaces, login id, the name handed to execve and the overlay layer are never known, "+
 		"nor who made a process with CLONE_PARENT.")
 	for _, c := range []struct {

@@ -117,7 +117,13 @@ func newSnapshotter(t *testing.T) *snapshotter {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	return &snapshotter{proc: fd, cwd: true}
+	return &snapshotter{gathering: gathering{proc: fd, cwd: true}}
+}
+
+// take is what a reader does about one exec.
+func (s *snapshotter) take(f *event.Facts, tgid int32, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
+	s.look(tgid)
+	return s.facts(f, stamp, bootOffset, text)
 }
 
 // startChild starts a child and waits until it shows its arguments: Start
@@ -153,8 +159,8 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("living process: outcome %v, doubt %v, have %b of %b", o, d, f.Have, all)
 	}
 	args := "/proc/self/exe\x00a\x00" + strings.Repeat("x", 5000) + "\x00"
-	if string(f.Cmdline) != args[:cmdlineMax] || int(f.CmdlineLen) != len(args) {
-		t.Errorf("arguments: %d of %d bytes, want %d of %d", len(f.Cmdline), f.CmdlineLen, cmdlineMax, len(args))
+	if string(f.Cmdline) != args[:partMax] || int(f.CmdlineLen) != len(args) {
+		t.Errorf("arguments: %d of %d bytes, want %d of %d", len(f.Cmdline), f.CmdlineLen, partMax, len(args))
 	}
 
 	// An event from before the process began, here right after boot (a guest may
@@ -524,7 +530,7 @@ func BenchmarkSnapshot(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer unix.Close(fd)
-	s := &snapshotter{proc: fd}
+	s := &snapshotter{gathering: gathering{proc: fd}}
 	text := make([]byte, 0, snapshotRoom)
 	pid := int32(os.Getpid())
 	for b.Loop() {

@@ -2,7 +2,9 @@ package procconn
 
 import (
 	"sync/atomic"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +44,7 @@ type execReader struct {
 	// The thread's own.
 	snap   snapshotter
 	recv   *receiver
+	fds    [2]unix.PollFd // the socket, the end
 	msgs   []Message
 	window uint64 // ns, CLOCK_MONOTONIC: when the running second of share began
 	used   time.Duration
@@ -56,29 +59,43 @@ func (r *execReader) run() {
 	r.pinned.Store(r.cpu >= 0 && pin(r.cpu) == nil)
 	r.class.Store(uint32(raise(fifo)))
 	close(r.ready)
-	fds := []unix.PollFd{{Fd: int32(r.sock.fd), Events: unix.POLLIN}, {Fd: int32(r.f.stop.fd), Events: unix.POLLIN}}
+	r.fds = [2]unix.PollFd{{Fd: int32(r.sock.fd), Events: unix.POLLIN}, {Fd: int32(r.f.stop.fd), Events: unix.POLLIN}}
 	for {
-		waitFor(fds, -1)
-		if fds[1].Revents != 0 {
+		n, err := received(r.next(!r.spent))
+		if err != nil {
+			r.err = err
 			return
 		}
-		for {
-			n, err := r.recv.receive(r.sock.fd)
-			if err != nil {
-				r.err = err
+		if r.fds[1].Revents != 0 {
+			return
+		}
+		r.decode(n)
+		for i := range r.msgs {
+			if !r.handle(i) {
 				return
-			}
-			if n == 0 {
-				break
-			}
-			r.decode(n)
-			for i := range r.msgs {
-				if !r.handle(i) {
-					return
-				}
 			}
 		}
 	}
+}
+
+// next waits for messages, takes them, and, if it may look, gathers what /proc says
+// about the process of the first, nearly always the only one: all in one piece, see
+// gather_linux.go.
+//
+//go:nosplit
+//go:norace
+func (r *execReader) next(look bool) (n int, e syscall.Errno) {
+	r.snap.tgid = 0
+	enter()
+	syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&r.fds)), 2, 0, 0, 0, 0)
+	n, e = r.recv.recvmmsg(r.sock.fd)
+	if look && e == 0 && n > 0 {
+		if tgid := r.recv.firstExec(); tgid > 0 {
+			r.snap.gather(tgid)
+		}
+	}
+	leave()
+	return n, e
 }
 
 // decode turns n datagrams into messages.
@@ -132,9 +149,12 @@ func (r *execReader) handle(i int) bool {
 	case !r.mayRead():
 		it.outcome = throttled
 	default:
+		if i > 0 || r.snap.tgid != m.TGID {
+			r.snap.look(m.TGID)
+		}
 		c := it.in
-		c.text, it.outcome, it.doubt = r.snap.take(&it.rec.Facts, m.TGID, m.Stamp, r.offset, c.text)
-		it.ready = monotonic()
+		c.text, it.outcome, it.doubt = r.snap.facts(&it.rec.Facts, m.Stamp, r.offset, c.text)
+		it.ready = r.snap.ready
 	}
 	r.f.c.n.waiting.Add(1)
 	r.q.publish()

@@ -166,17 +166,27 @@ func newReceiver(n int) *receiver {
 
 // receive takes what is queued, at most as much as there is room for, and
 // returns the number of datagrams, 0 for none.
-func (r *receiver) receive(fd int) (int, error) {
+func (r *receiver) receive(fd int) (int, error) { return received(r.recvmmsg(fd)) }
+
+// recvmmsg is receive for where nothing but system calls can be made. Raw: it does
+// not block.
+//
+//go:nosplit
+//go:norace
+func (r *receiver) recvmmsg(fd int) (int, syscall.Errno) {
 	for i := range r.hdrs {
 		r.hdrs[i].hdr.Namelen = unix.SizeofSockaddrNetlink
 	}
-	// Raw: it does not block, and a thread that gives up its P here may wait
-	// for another one while the process it should look at runs away.
-	n, _, e := syscall.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.hdrs[0])),
+	n, _, e := syscall.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(r.hdrs))),
 		uintptr(len(r.hdrs)), unix.MSG_DONTWAIT, 0, 0)
+	return int(n), e
+}
+
+// received is the answer of recvmmsg for the others.
+func received(n int, e syscall.Errno) (int, error) {
 	switch e {
 	case 0:
-		return int(n), nil
+		return n, nil
 	case unix.EAGAIN, unix.EINTR, unix.ENOBUFS:
 		// NETLINK_NO_ENOBUFS does not cover what was pending before; drops are
 		// counted elsewhere.
@@ -192,11 +202,35 @@ func (r *receiver) datagram(i int) (b []byte, fromKernel bool) {
 	return b, r.hdrs[i].hdr.Namelen == unix.SizeofSockaddrNetlink && r.names[i].Pid == 0
 }
 
+// firstExec is the process that ran exec, if the first datagram received is about
+// that, else 0. It does not replace decode, which says what else it may be.
+//
+//go:nosplit
+//go:norace
+func (r *receiver) firstExec() int32 {
+	b := unsafe.Pointer(unsafe.SliceData(r.bufs))
+	if unsafe.SliceData(r.hdrs).n < offUnion+8 || word(b, offWhat) != uint32(WhatExec) || unsafe.SliceData(r.names).Pid != 0 {
+		return 0
+	}
+	return int32(word(b, offUnion+4))
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func word(b unsafe.Pointer, off uintptr) uint32 { return *(*uint32)(unsafe.Add(b, off)) }
+
 // monotonic is the clock of the connector's time stamps.
+//
+//go:nosplit
+//go:norace
 func monotonic() uint64 { return clock(unix.CLOCK_MONOTONIC) }
 
 // clock makes a raw system call: it does not block, and the scheduler need not
 // know.
+//
+//go:nosplit
+//go:norace
 func clock(id int32) uint64 {
 	var t unix.Timespec
 	if _, _, e := syscall.RawSyscall(unix.SYS_CLOCK_GETTIME, uintptr(id), uintptr(unsafe.Pointer(&t)), 0); e != 0 {

@@ -123,6 +123,8 @@ func TestInContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		// An agent that nobody reads waits with its last events.
+		go io.Copy(io.Discard, stdout)
 		if out, err := exec.Command(runc, "--root", state, "kill", id, "TERM").CombinedOutput(); err != nil {
 			t.Errorf("stop the container: %v: %s", err, out)
 		}

@@ -83,8 +83,7 @@ type Conn struct {
 // something about it, and says what.
 //
 // What comes before Run is kept: open first, then scan /proc, then run. In the
-// fall-back, threads that read the facts of execs run from now until Close, and
-// GOMAXPROCS is higher by their number.
+// fall-back, threads that read the facts of execs run from now until Close.
 func Open(ctx context.Context, cfg Config) (*Conn, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {

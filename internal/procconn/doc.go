@@ -20,8 +20,8 @@
 // back for 10 ms; what is later than that comes late, and is counted.
 //
 // May be lost, and where it is counted: a full ring or socket buffer, gaps in
-// the connector's own numbers (recorder only), a full queue between the
-// fall-back's threads: Stats.Lost. Facts that could not be read: Stats.Facts.
+// the connector's own numbers (recorder only), too many events held back to be
+// put in order (fall-back only): Stats.Lost. Facts that could not be read: Stats.Facts.
 // What does not come from the kernel is dropped: Stats.Forged.
 //
 // Decode and Message build on every platform; the rest says ErrNotSupported

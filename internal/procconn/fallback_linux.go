@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/procession-dev/procession/internal/event"
@@ -23,42 +21,44 @@ const (
 	// blindWindow is the same for an exec whose arguments were not read.
 	blindWindow = time.Millisecond
 
-	bulkRcvBuf  = 32 << 20
-	execRcvBuf  = 8 << 20
-	bulkBatch   = 32      // messages for one system call
-	bulkRound   = 4096    // messages read before some are handed over
-	pendingMax  = 1 << 15 // records held back: beyond that they stay in the socket's buffer
-	chunkBudget = 128     // chunks of 100 kB for all exec readers together
+	bulkRcvBuf = 32 << 20
+	execRcvBuf = 8 << 20
+	bulkBatch  = 32      // messages for one system call
+	bulkRound  = 4096    // messages read before some are handed over
+	pendingMax = 1 << 15 // records held back: beyond that they stay in the socket's buffer
+	execChunks = 128     // chunks of 100 kB for execs that wait for their turn
 )
 
 // A fallback sees with classic filters: a socket for everything but execs,
-// which Run reads, and sockets for execs with threads of their own.
+// which Run reads, and sockets for execs with threads of their own, which report
+// to Run.
 type fallback struct {
 	c       *Conn
 	bulk    *socket // it sends LISTEN
 	recv    *receiver
-	q       *queue // from readBulk to merge, on one thread
 	readers []*execReader
 	proc    int
-	snap    snapshotter // for ids
-	msg     Message     // of readBulk: a record points into it for a moment
+	snap    snapshotter
+	tasks   gathering // for ids
+	msg     Message   // a record points into it for a moment
+	heard   heard
+	// bootOffset is sinceBoot of the last drain.
+	bootOffset uint64
+	polled     []unix.PollFd
 
 	stop *doorbell // rings for good when the readers shall end
-	bell *doorbell // rings when a reader has something and armed is set
-	// armed is set by the thread of Run before it sleeps until something
-	// comes, and cleared by whoever wakes it.
-	armed atomic.Bool
+	bell *doorbell // rings for Wake
 
-	pending []*item
-	told    uint64 // stamp of the last record handed over
-	bulkAt  uint64 // stamp of the last message read from bulk
-	beatAt  uint64 // stamp of the last heartbeat on bulk
-	recent  [4096]recentExec
-	// overflow counts messages for which q had no chunk, because old records
+	others, execs *store // of what is pending
+	pending       []*item
+	told          uint64 // stamp of the last record handed over
+	bulkAt        uint64 // stamp of the last message read from bulk
+	beatAt        uint64 // stamp of the last heartbeat on bulk
+	recent        [4096]recentExec
+	// overflow counts messages for which there was no chunk, because old records
 	// hold so many: not told yet, since when.
 	overflow, overflowSince uint64
 
-	raised int // by how much GOMAXPROCS was raised
 	pins   int // CPUs with a reader
 	online int
 }
@@ -91,7 +91,7 @@ func (f *fallback) open() error {
 	if f.bell, err = newDoorbell(); err != nil {
 		return err
 	}
-	f.snap.proc = f.proc
+	f.tasks.proc, f.snap.cwd = f.proc, f.c.cfg.Cwd
 	f.overflowSince = monotonic()
 	self := uint32(f.c.tgid)
 	size := func(def int) int { return cmp.Or(f.c.cfg.RcvBuf, def) }
@@ -99,7 +99,8 @@ func (f *fallback) open() error {
 		return err
 	}
 	f.recv = newReceiver(bulkBatch)
-	f.q = newQueue(256, 256*len(Message{}.Comm), len(Message{}.Comm), 2*pendingMax/256)
+	f.others = newStore(256, 256*len(Message{}.Comm), len(Message{}.Comm), 2*pendingMax/256)
+	f.execs = newStore(64, 48<<10+snapshotRoom, snapshotRoom, execChunks)
 	if !f.c.cfg.Kinds.Has(event.Exec) {
 		return nil
 	}
@@ -122,15 +123,8 @@ func (f *fallback) open() error {
 		return err
 	}
 	for _, r := range f.readers {
-		r.ready, r.done = make(chan struct{}), make(chan struct{})
-		onOwnThread(r.run)
-		<-r.ready
+		r.start()
 	}
-	// A reader that wakes up must find a P at once, also while the rest of the
-	// agent computes: without this a busy agent reads the arguments of 40 in
-	// 100 processes.
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + len(f.readers))
-	f.raised = len(f.readers)
 	return nil
 }
 
@@ -139,12 +133,12 @@ func (f *fallback) addReader(cpu int, filter []unix.SockFilter, rcvBuf int) erro
 	if err != nil {
 		return err
 	}
-	f.readers = append(f.readers, &execReader{
-		f: f, cpu: cpu, sock: s, share: cmp.Or(f.c.cfg.share, usualShare),
-		q:    newQueue(64, 48<<10+snapshotRoom, snapshotRoom, max(4, chunkBudget/(f.pins+1))),
-		snap: snapshotter{gathering: gathering{proc: f.proc, cwd: f.c.cfg.Cwd}},
-		recv: newReceiver(readerBatch),
-	})
+	r := &execReader{f: f, cpu: cpu, sock: s, share: cmp.Or(f.c.cfg.share, usualShare),
+		gathering: gathering{proc: f.proc, cwd: f.c.cfg.Cwd}}
+	f.readers = append(f.readers, r)
+	if err := r.open(reportBuf / (f.pins + 1)); err != nil {
+		return fmt.Errorf("reader of CPU %d: %w", cpu, err)
+	}
 	return nil
 }
 
@@ -159,38 +153,25 @@ func (f *fallback) nap(d time.Duration) error {
 
 func (f *fallback) listener() *socket { return f.bulk }
 
-// rouse wakes the thread of Run if it sleeps until something comes.
-func (f *fallback) rouse() {
-	if f.armed.Load() && f.armed.CompareAndSwap(true, false) {
-		f.bell.ring()
-	}
-}
-
-// stopped waits for at most d and says whether the readers shall end.
-func (f *fallback) stopped(d time.Duration) bool {
-	fds := [1]unix.PollFd{{Fd: int32(f.stop.fd), Events: unix.POLLIN}}
-	waitFor(fds[:], d)
-	return fds[0].Revents != 0
-}
-
 // wake ends a wait, or the next one.
 func (f *fallback) wake() { f.bell.ring() }
 
 // wait blocks until something comes, wake is called, or d is over.
 func (f *fallback) wait(d time.Duration) error {
-	f.armed.Store(true)
-	defer f.armed.Store(false)
 	for _, r := range f.readers {
-		if r.q.waiting() {
+		if r.begin < r.end {
 			return nil
 		}
 	}
-	fds := [2]unix.PollFd{
-		{Fd: int32(f.bulk.fd), Events: unix.POLLIN},
-		{Fd: int32(f.bell.fd), Events: unix.POLLIN},
+	poll := func(fd int) { f.polled = append(f.polled, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) }
+	f.polled = f.polled[:0]
+	poll(f.bell.fd)
+	poll(f.bulk.fd)
+	for _, r := range f.readers {
+		poll(r.from)
 	}
-	waitFor(fds[:], d)
-	if fds[1].Revents != 0 {
+	waitFor(f.polled, d)
+	if f.polled[0].Revents != 0 {
 		f.bell.silence()
 	}
 	return nil
@@ -200,7 +181,9 @@ func (f *fallback) wait(d time.Duration) error {
 // last is set. n is the number of records read or handed over, more says that
 // something waits still.
 func (f *fallback) drain(last bool) (n int, more bool, err error) {
-	horizon := monotonic() - uint64(holdBack)
+	now := monotonic()
+	horizon := now - uint64(holdBack)
+	f.bootOffset = clock(unix.CLOCK_BOOTTIME) - now // as sinceBoot
 	before := len(f.pending)
 	if more, err = f.readBulk(); err != nil {
 		return 0, false, err
@@ -210,16 +193,12 @@ func (f *fallback) drain(last bool) (n int, more bool, err error) {
 		// the disorder that holdBack is made for.
 		horizon = min(horizon, f.bulkAt-min(f.bulkAt, uint64(holdBack)))
 	}
-	f.merge(f.q)
 	for _, r := range f.readers {
-		select {
-		case <-r.done:
-			if r.err != nil {
-				return 0, false, r.err
-			}
-		default:
+		rest, err := f.readReports(r)
+		if err != nil {
+			return 0, false, err
 		}
-		f.merge(r.q)
+		more = more || rest
 	}
 	n = len(f.pending) - before
 	switch {
@@ -231,7 +210,7 @@ func (f *fallback) drain(last bool) (n int, more bool, err error) {
 	return n + f.tell(horizon), more, nil
 }
 
-// readBulk reads the bulk socket into its queue.
+// readBulk reads the bulk socket.
 func (f *fallback) readBulk() (more bool, err error) {
 	for total := 0; total < bulkRound && len(f.pending) < pendingMax; {
 		n, err := f.recv.receive(f.bulk.fd)
@@ -276,7 +255,7 @@ func (f *fallback) bulkMessage(m *Message) {
 		f.c.n.notAsked.Add(1)
 		return
 	}
-	it := f.q.slot()
+	it := f.others.slot()
 	if it == nil {
 		f.overflow++
 		return
@@ -291,15 +270,25 @@ func (f *fallback) bulkMessage(m *Message) {
 	if kind == event.UIDChange || kind == event.GIDChange {
 		f.readIDs(&it.rec)
 	}
+	f.hold(it)
+}
+
+// hold keeps an item until its turn.
+func (f *fallback) hold(it *item) {
 	f.c.n.waiting.Add(1)
-	f.q.publish()
+	f.pending = append(f.pending, it)
 }
 
 // readIDs adds all ids of a task that changed some. The message knows two of
 // them: if /proc says otherwise it speaks of a later change, or of another
 // task.
 func (f *fallback) readIDs(r *event.Record) {
-	f.snap.takeIDs(&r.Facts, r.PID)
+	f.tasks.lookAtStatus(r.PID)
+	f.snap.ids(&r.Facts, f.tasks.parts[partStatus][:f.tasks.sizes[partStatus]])
+	if r.Have == 0 {
+		return
+	}
+	r.From = event.SourceProc
 	if !r.Have.Has(event.FieldIDs) {
 		return
 	}
@@ -312,18 +301,82 @@ func (f *fallback) readIDs(r *event.Record) {
 	}
 }
 
-// merge takes what a queue has and checks each exec's facts against the other
-// execs of the same process.
-func (f *fallback) merge(q *queue) {
-	at := len(f.pending)
-	f.pending = q.take(f.pending)
-	for _, it := range f.pending[at:] {
-		if it.rec.Kind == event.Exec {
-			f.check(it)
+// readReports takes what a reader's thread reports, in the order in which it
+// happened on its CPU.
+func (f *fallback) readReports(r *execReader) (more bool, err error) {
+	select {
+	case <-r.done:
+		if r.err != nil {
+			return false, r.err
 		}
+	default:
+	}
+	for len(f.pending) < pendingMax && f.execs.ready() {
+		switch ok, err := r.next(&f.heard); {
+		case err != nil:
+			return false, err
+		case !ok:
+			return false, nil
+		}
+		f.report(r, &f.heard)
+	}
+	return true, nil
+}
+
+// report takes one report. The kernel sends one message in a datagram; were there
+// more, what was read would be about the first.
+func (f *fallback) report(r *execReader, h *heard) {
+	r.class.Store(uint32(h.class))
+	r.pinned.Store(h.pinned)
+	f.c.n.received.Add(1)
+	if !h.fromKernel {
+		f.c.n.forged.Add(1)
+		return
+	}
+	for b, first := h.message, true; ; first = false {
+		var ok bool
+		if b, ok = f.c.n.decode(b, &f.msg); ok {
+			f.execMessage(r, h, first)
+		}
+		if len(b) == 0 {
+			return
+		}
+		f.c.n.received.Add(1)
 	}
 }
 
+func (f *fallback) execMessage(r *execReader, h *heard, first bool) {
+	m := &f.msg
+	if m.What == WhatComm {
+		f.c.n.own.Add(1)
+		r.beat = max(r.beat, m.Stamp)
+		return
+	}
+	if m.What != WhatExec {
+		f.c.n.unknown.Add(1) // the filter lets nothing else pass
+		return
+	}
+	it := f.execs.slot()
+	if it == nil {
+		f.overflow++
+		return
+	}
+	m.Fill(&it.rec)
+	switch {
+	case first && h.ready > 0:
+		c := it.in
+		c.text, it.outcome, it.doubt = f.snap.facts(&it.rec.Facts, h, m.Stamp, f.bootOffset, c.text)
+		it.ready = h.ready
+	case first && h.outcome != complete:
+		it.outcome = h.outcome
+	default:
+		it.outcome = gone
+	}
+	f.hold(it)
+	f.check(it)
+}
+
+// check checks an exec's facts against the other execs of the same process.
 func (f *fallback) check(it *item) {
 	last := &f.recent[uint32(it.rec.TGID)%uint32(len(f.recent))]
 	known := last.tgid == it.rec.TGID
@@ -457,7 +510,7 @@ func (f *fallback) beaten(since uint64) (ok bool, where string) {
 		return false, "bulk socket"
 	}
 	for _, r := range f.readers {
-		if r.due && r.beat.Load() < since {
+		if r.due && r.beat < since {
 			return false, fmt.Sprintf("exec socket of CPU %d", r.cpu)
 		}
 	}
@@ -487,7 +540,7 @@ func (f *fallback) describe(s *Status) {
 	}
 	s.Scheduling = worst.String()
 	limit := func(missing, cost string) { s.Limits = append(s.Limits, Limit{missing, cost}) }
-	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 500 very short processes is seen "+
+	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 1,000 very short processes is seen "+
 		"without arguments or program. Namespaces, login id, the name handed to execve and the overlay layer are never known, "+
 		"nor who made a process with CLONE_PARENT.")
 	for _, c := range []struct {
@@ -521,19 +574,19 @@ func (f *fallback) close() error {
 	if f.stop != nil {
 		f.stop.ring()
 	}
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - f.raised)
-	f.raised = 0
 	var errs []error
 	for _, r := range f.readers {
 		if r.done == nil {
-			r.sock.close()
+			r.close()
 			continue
 		}
+		// It may be waiting for room.
+		_ = unix.Shutdown(r.from, unix.SHUT_RDWR)
 		select {
 		case <-r.done:
-			r.sock.close()
+			r.close()
 		case <-time.After(5 * time.Second):
-			// The socket stays open for it.
+			// Its sockets stay open for it.
 			errs = append(errs, fmt.Errorf("reader of CPU %d hangs in /proc", r.cpu))
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,21 +110,30 @@ func TestParseCPUList(t *testing.T) {
 	}
 }
 
-// newSnapshotter is one for tests.
-func newSnapshotter(t *testing.T) *snapshotter {
+// A looker does with one process what a reader and Run do with one exec.
+type looker struct {
+	gathering
+	snapshotter
+	h heard
+}
+
+func newLooker(t testing.TB) *looker {
 	t.Helper()
 	fd, err := openProc()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	return &snapshotter{gathering: gathering{proc: fd, cwd: true}}
+	return &looker{gathering: gathering{proc: fd, cwd: true}, snapshotter: snapshotter{cwd: true}}
 }
 
-// take is what a reader does about one exec.
-func (s *snapshotter) take(f *event.Facts, tgid int32, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
-	s.look(tgid)
-	return s.facts(f, stamp, bootOffset, text)
+func (l *looker) take(f *event.Facts, tgid int32, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
+	l.gather(tgid)
+	l.h.report = l.report
+	for i := range l.parts {
+		l.h.parts[i] = l.parts[i][:l.sizes[i]]
+	}
+	return l.facts(f, &l.h, stamp, bootOffset, text)
 }
 
 // startChild starts a child and waits until it shows its arguments: Start
@@ -148,7 +158,7 @@ func startChild(t *testing.T, cmd *exec.Cmd) int32 {
 }
 
 func TestSnapshot(t *testing.T) {
-	s := newSnapshotter(t)
+	s := newLooker(t)
 	room := func() []byte { return make([]byte, 0, snapshotRoom) }
 	all := fallbackFacts(true)
 
@@ -191,7 +201,7 @@ func TestSnapshot(t *testing.T) {
 
 // TestSnapshotOfDeleted: a program without a name is marked.
 func TestSnapshotOfDeleted(t *testing.T) {
-	s := newSnapshotter(t)
+	s := newLooker(t)
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
 		t.Fatal(err)
@@ -303,13 +313,13 @@ func TestShare(t *testing.T) {
 	done := make(chan struct{})
 	onOwnThread(func() {
 		defer close(done)
-		r := &execReader{share: usualShare}
-		r.class.Store(uint32(raise(fifo)))
-		first := class(r.class.Load())
+		r := &execReader{cpu: -1, share: usualShare}
+		first := raise(fifo)
+		r.report.class = first
 		if !r.mayRead() {
 			t.Error("may not read at first")
 		}
-		for begin := threadCPU(); threadCPU()-begin <= r.share; {
+		for begin := threadCPU(); threadCPU()-begin <= usualShare; {
 		}
 		turns := 0
 		for r.mayRead() {
@@ -318,14 +328,14 @@ func TestShare(t *testing.T) {
 				return
 			}
 		}
-		if c := class(r.class.Load()); c == fifo {
+		if c := r.report.class; c == fifo {
 			t.Errorf("class %v with its share spent", c)
 		}
 		r.window -= uint64(time.Second) // a second goes by
 		if !r.mayRead() {
 			t.Error("may not read in the next second")
 		}
-		if c := class(r.class.Load()); c != first {
+		if c := r.report.class; c != first {
 			t.Errorf("class %v in the next second, want %v", c, first)
 		}
 	})
@@ -413,43 +423,127 @@ func TestShareInAFlood(t *testing.T) {
 	stop()
 }
 
-// TestQueue: everything comes through in order, with its text, and chunks are
-// used again.
-func TestQueue(t *testing.T) {
-	const total = 20_000
-	q := newQueue(8, 64, 8, 4)
+// sendOne is send where run calls it: outside Go's scheduler, since it waits.
+//
+//go:nosplit
+//go:norace
+func (r *execReader) sendOne() syscall.Errno {
+	enter()
+	e := r.send(0)
+	leave()
+	return e
+}
+
+// TestReports: what a reader's thread tells comes to Run whole and in order, also
+// when Run is behind and the thread has to wait for room, and in pieces.
+func TestReports(t *testing.T) {
+	const total = 3000
+	stop, err := newDoorbell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop.close()
+	r := &execReader{f: &fallback{stop: stop}, cpu: -1, sock: &socket{fd: -1}}
+	if err := r.open(128 << 10); err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	size := func(i, part int) int { return (i*131 + part*977) % (partMax + 1) }
+	sent := make(chan syscall.Errno, 1)
 	go func() {
 		for i := range total {
-			it := q.slot()
-			for ; it == nil; it = q.slot() {
-				runtime.Gosched() // full, until the reader is done with some
+			r.recv.hdrs[0].n = messageLen
+			r.recv.bufs[0] = byte(i)
+			r.ready = uint64(i)
+			for part := range r.parts {
+				n := size(i, part)
+				r.sizes[part] = uint32(n)
+				for k := range n {
+					r.parts[part][k] = byte(i + part)
+				}
 			}
-			c := it.in
-			at := len(c.text)
-			c.text = fmt.Appendf(c.text, "%d", i)
-			it.rec = event.Record{Seq: uint32(i), Facts: event.Facts{Comm: c.text[at:]}}
-			q.publish()
+			if e := r.sendOne(); e != 0 {
+				sent <- e
+				return
+			}
 		}
+		sent <- 0
 	}()
-	var held []*item
-	for n := 0; n < total; {
-		held = q.take(held)
-		if len(held) == 0 {
-			runtime.Gosched()
+	var h heard
+	for i := 0; i < total; {
+		ok, err := r.next(&h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			waitFor([]unix.PollFd{{Fd: int32(r.from), Events: unix.POLLIN}}, time.Second)
 			continue
 		}
-		k := max(1, len(held)/2) // some are held back
-		for _, it := range held[:k] {
-			if want := fmt.Sprint(n); it.rec.Seq != uint32(n) || string(it.rec.Comm) != want {
-				t.Fatalf("item %d has number %d and text %q", n, it.rec.Seq, it.rec.Comm)
+		if h.report.ready != uint64(i) || len(h.message) != messageLen || h.message[0] != byte(i) || h.fromKernel {
+			t.Fatalf("report %d is number %d, message of %d bytes, of the kernel: %t", i, h.report.ready, len(h.message), h.fromKernel)
+		}
+		for part, b := range h.parts {
+			if len(b) != size(i, part) || bytes.Count(b, []byte{byte(i + part)}) != len(b) {
+				t.Fatalf("report %d, part %d: %d bytes %.20x, want %d", i, part, len(b), b, size(i, part))
 			}
+		}
+		i++
+	}
+	if e := <-sent; e != 0 {
+		t.Error(e)
+	}
+	// A thread that waits for room when Run closes ends without an error.
+	go func() {
+		var e syscall.Errno
+		for n := 0; e == 0 && n < total; n++ {
+			e = r.sendOne()
+		}
+		sent <- e
+	}()
+	select {
+	case e := <-sent:
+		t.Fatalf("room for %d reports: %v", total, e)
+	case <-time.After(50 * time.Millisecond): // only to make it likely that it waits
+	}
+	if err := unix.Shutdown(r.from, unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-sent; e != 0 {
+		t.Errorf("after the end: %v", e)
+	}
+}
+
+// TestStore: memory is used again, and is bounded.
+func TestStore(t *testing.T) {
+	s := newStore(8, 64, 8, 4)
+	var held []*item
+	give := func(k int) {
+		for _, it := range held[:k] {
 			it.done()
-			n++
 		}
 		held = held[:copy(held, held[k:])]
 	}
-	if q.waiting() || q.chunks.Load() > 4 {
-		t.Errorf("waiting %v, %d chunks", q.waiting(), q.chunks.Load())
+	for n := range 20_000 {
+		it := s.slot()
+		for ; it == nil; it = s.slot() {
+			if len(held) < 24 {
+				t.Fatalf("full with %d items", len(held))
+			}
+			give(len(held) / 2) // some are held back
+		}
+		c := it.in
+		c.text, it.rec.Comm = add(c.text, fmt.Appendf(nil, "%d", n))
+		it.rec.Seq = uint32(n)
+		for _, o := range held {
+			if o == it || string(o.rec.Comm) != fmt.Sprint(o.rec.Seq) {
+				t.Fatalf("item %d has the text %q", o.rec.Seq, o.rec.Comm)
+			}
+		}
+		held = append(held, it)
+	}
+	give(len(held))
+	if s.chunks > 4 {
+		t.Errorf("%d chunks", s.chunks)
 	}
 }
 
@@ -511,7 +605,7 @@ func TestNoAllocation(t *testing.T) {
 		<-done
 	})
 	t.Run("snapshot", func(t *testing.T) {
-		s := newSnapshotter(t)
+		s := newLooker(t)
 		text := make([]byte, 0, snapshotRoom)
 		pid := int32(os.Getpid())
 		var o outcome
@@ -525,12 +619,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkSnapshot(b *testing.B) {
-	fd, err := openProc()
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer unix.Close(fd)
-	s := &snapshotter{gathering: gathering{proc: fd}}
+	s := newLooker(b)
 	text := make([]byte, 0, snapshotRoom)
 	pid := int32(os.Getpid())
 	for b.Loop() {

@@ -22,18 +22,13 @@ func TestMerge(t *testing.T) {
 	c.h = w
 	f := &fallback{c: c}
 	const ms = uint64(time.Millisecond)
-	queues := [3]*queue{}
-	for i := range queues {
-		queues[i] = newQueue(8, 64, 8, 4)
-	}
+	items := newStore(8, 64, 8, 4)
 	hear := func(socket int, stamps ...uint64) {
 		for _, s := range stamps {
-			it := queues[socket].slot()
+			it := items.slot()
 			it.rec = event.Record{Kind: event.Fork, CPU: uint32(socket), Stamp: s * ms}
-			c.n.waiting.Add(1)
-			queues[socket].publish()
+			f.hold(it)
 		}
-		f.merge(queues[socket])
 	}
 	told := func(horizon uint64) (stamps []uint64) {
 		w.recs = nil

@@ -1,6 +1,7 @@
 package procconn
 
 import (
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -17,178 +18,267 @@ const (
 	// usualShare is how much CPU time a reader may use in a second. A real-time
 	// thread without a limit could starve what it watches.
 	usualShare = 250 * time.Millisecond
-	// readerBatch is how many messages a reader looks at before it reads the
-	// facts of the first.
+	// readerBatch is how many messages a reader takes before it reads the facts of
+	// the first.
 	readerBatch = 16
+	// reportBuf is how many bytes may wait for Run, of all readers together: some
+	// 2,000 execs, with the kernel's own overhead. It is kernel memory, and used
+	// only then.
+	reportBuf = 8 << 20
 )
 
 // An execReader takes exec messages from its own socket and reads the facts
-// while the process stands still: the thread is bound to the CPU on which the
-// process runs exec and preempts it there before its first instruction.
+// while the process stands still: its thread is bound to the CPU on which the
+// process runs exec and preempts it there before its first instruction. What it
+// finds it writes to Run, through a socket: the thread never comes back to Go.
 type execReader struct {
 	f    *fallback
 	cpu  int // -1: all CPUs without a reader of their own
 	sock *socket
-	q    *queue
-	// share is how much CPU time the thread may use in a second.
-	share time.Duration
+	to   int           // the thread's end of the socket pair
+	from int           // Run's end
+	done chan struct{} // closed when the thread ends; nil if it never began
+	err  error         // why it ended, if not for stop; written before done is closed
 
+	// Run's, as told by the thread.
 	class  atomic.Uint32 // class got
 	pinned atomic.Bool
-	beat   atomic.Uint64 // stamp of the last heartbeat that came
-	due    bool          // the last heartbeat was made for this reader too; of the thread of Run
-	ready  chan struct{} // closed when class and pinned are set
-	done   chan struct{} // closed when the thread ends; nil if it never began
-	err    error         // why it ended, if not for stop; written before done is closed
+	beat   uint64 // stamp of the last heartbeat that came
+	due    bool   // the last heartbeat was made for this reader too
+	buf    []byte // bytes of reports; those from begin to end are not taken yet
+	begin  int
+	end    int
 
-	// The thread's own.
-	snap   snapshotter
-	recv   *receiver
-	fds    [2]unix.PollFd // the socket, the end
-	msgs   []Message
-	window uint64 // ns, CLOCK_MONOTONIC: when the running second of share began
-	used   time.Duration
-	turn   int
-	spent  bool
-	offset uint64 // sinceBoot
+	// The thread's own. It stores no pointers here.
+	gathering
+	message  [datagramRoom]byte
+	recv     *receiver
+	fds      [2]unix.PollFd
+	hdr      unix.Msghdr
+	iovs     [2 + numParts]unix.Iovec
+	affinity unix.CPUSet
+	share    time.Duration // CPU time that the thread may use in a second
+	window   uint64        // ns, CLOCK_MONOTONIC: when the running second of share began
+	used     time.Duration // CPU time used before it
+	turn     uint
+	spent    bool
 }
 
-// run is the thread.
-func (r *execReader) run() {
-	defer close(r.done)
-	r.pinned.Store(r.cpu >= 0 && pin(r.cpu) == nil)
-	r.class.Store(uint32(raise(fifo)))
-	close(r.ready)
+const (
+	reportLen = int(unsafe.Sizeof(report{}))
+	reportMax = reportLen + datagramRoom + numParts*partMax
+)
+
+// open makes what the thread needs, with room for as many bytes of reports.
+func (r *execReader) open(room int) error {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	r.to, r.from = fds[0], fds[1]
+	if unix.SetsockoptInt(r.to, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, room) != nil {
+		// As much as every program may have, some 100 reports. What waits beyond
+		// that waits in the connector's socket.
+		_ = unix.SetsockoptInt(r.to, unix.SOL_SOCKET, unix.SO_SNDBUF, room)
+	}
+	r.buf = make([]byte, 2*reportMax)
+	r.recv = newReceiver(readerBatch)
 	r.fds = [2]unix.PollFd{{Fd: int32(r.sock.fd), Events: unix.POLLIN}, {Fd: int32(r.f.stop.fd), Events: unix.POLLIN}}
-	for {
-		n, err := received(r.next(!r.spent))
-		if err != nil {
-			r.err = err
-			return
+	r.iovs[0].Base, r.iovs[1].Base = (*byte)(unsafe.Pointer(&r.report)), &r.message[0]
+	r.iovs[0].SetLen(reportLen)
+	for i := range r.parts {
+		r.iovs[2+i].Base = &r.parts[i][0]
+	}
+	r.hdr.Iov = &r.iovs[0]
+	r.hdr.SetIovlen(len(r.iovs))
+	return nil
+}
+
+// start starts the thread, and returns when it has its CPU and class.
+func (r *execReader) start() {
+	ready := make(chan struct{})
+	r.done = make(chan struct{})
+	onOwnThread(func() {
+		defer close(r.done)
+		if r.cpu >= 0 {
+			r.affinity.Set(r.cpu)
 		}
-		if r.fds[1].Revents != 0 {
-			return
-		}
-		r.decode(n)
-		for i := range r.msgs {
-			if !r.handle(i) {
-				return
-			}
-		}
+		r.report.pinned, r.report.class = r.pin(), raise(fifo)
+		r.pinned.Store(r.report.pinned)
+		r.class.Store(uint32(r.report.class))
+		close(ready)
+		_, r.err = received(0, r.run())
+	})
+	<-ready
+}
+
+// close frees everything, once the thread has ended.
+func (r *execReader) close() {
+	r.sock.close()
+	if r.from != r.to { // open succeeded
+		unix.Close(r.to)
+		unix.Close(r.from)
 	}
 }
 
-// next waits for messages, takes them, and, if it may look, gathers what /proc says
-// about the process of the first, nearly always the only one: all in one piece, see
-// gather_linux.go.
+// run is the thread, until stop rings. See gather_linux.go for what it may do.
 //
 //go:nosplit
 //go:norace
-func (r *execReader) next(look bool) (n int, e syscall.Errno) {
-	r.snap.tgid = 0
+func (r *execReader) run() (e syscall.Errno) {
 	enter()
-	syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&r.fds)), 2, 0, 0, 0, 0)
-	n, e = r.recv.recvmmsg(r.sock.fd)
-	if look && e == 0 && n > 0 {
-		if tgid := r.recv.firstExec(); tgid > 0 {
-			r.snap.gather(tgid)
+	for e == 0 {
+		syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&r.fds)), 2, 0, 0, 0, 0)
+		if r.fds[1].Revents != 0 {
+			break
+		}
+		n := 0
+		if n, e = r.recv.recvmmsg(r.sock.fd); nothingYet(e) {
+			n, e = 0, 0
+		}
+		for i := 0; i < n && e == 0; i++ {
+			e = r.handle(i, n)
 		}
 	}
 	leave()
-	return n, e
+	return e
 }
 
-// decode turns n datagrams into messages.
-func (r *execReader) decode(n int) {
-	r.msgs = r.msgs[:0]
-	for i := range n {
-		b, fromKernel := r.recv.datagram(i)
-		if !fromKernel {
-			r.f.c.n.received.Add(1)
-			r.f.c.n.forged.Add(1)
-			continue
-		}
-		for more := true; more; more = len(b) > 0 {
-			r.msgs = append(r.msgs, Message{})
-			m := &r.msgs[len(r.msgs)-1]
-			r.f.c.n.received.Add(1)
-			var ok bool
-			if b, ok = r.f.c.n.decode(b, m); !ok {
-				r.msgs = r.msgs[:len(r.msgs)-1]
-			}
+// handle reads the facts for datagram i of n and reports both.
+//
+//go:nosplit
+//go:norace
+func (r *execReader) handle(i, n int) syscall.Errno {
+	r.outcome, r.ready, r.denied, r.same, r.hasStatx = complete, 0, false, false, false
+	r.sizes = [numParts]uint32{}
+	if tgid := r.recv.execOf(i); tgid > 0 {
+		switch {
+		case r.superseded(i, n, tgid):
+			r.outcome = superseded
+		case !r.mayRead():
+			r.outcome = throttled
+		default:
+			r.gather(tgid)
 		}
 	}
+	return r.send(i)
 }
 
-// handle reads the facts for message i. It says false when it is time to stop.
-func (r *execReader) handle(i int) bool {
-	m := &r.msgs[i]
-	if m.What == WhatComm {
-		r.f.c.n.own.Add(1)
-		r.beat.Store(max(r.beat.Load(), m.Stamp))
-		r.f.rouse()
-		return true
-	}
-	if m.What != WhatExec {
-		r.f.c.n.unknown.Add(1) // the filter lets nothing else pass
-		return true
-	}
-	it := r.q.slot()
-	for ; it == nil; it = r.q.slot() {
-		// Run is behind. Let the socket's buffer take what comes, and count
-		// what does not fit.
-		r.f.rouse()
-		if r.f.stopped(5 * time.Millisecond) {
-			return false
-		}
-	}
-	m.Fill(&it.rec)
-	switch {
-	case r.again(i):
-		it.outcome = superseded
-	case !r.mayRead():
-		it.outcome = throttled
-	default:
-		if i > 0 || r.snap.tgid != m.TGID {
-			r.snap.look(m.TGID)
-		}
-		c := it.in
-		c.text, it.outcome, it.doubt = r.snap.facts(&it.rec.Facts, m.Stamp, r.offset, c.text)
-		it.ready = r.snap.ready
-	}
-	r.f.c.n.waiting.Add(1)
-	r.q.publish()
-	r.f.rouse()
-	return true
-}
-
-// again says whether the process of message i has run exec again by now, so
+// superseded says whether the process of datagram i has run exec again by now, so
 // that what /proc says is about another program.
-func (r *execReader) again(i int) bool {
-	for _, m := range r.msgs[i+1:] {
-		if m.TGID == r.msgs[i].TGID && m.What == WhatExec {
+//
+//go:nosplit
+//go:norace
+func (r *execReader) superseded(i, n int, tgid int32) bool {
+	for i++; i < n; i++ {
+		if r.recv.execOf(i) == tgid {
 			return true
 		}
 	}
 	return false
 }
 
+// send writes the report about datagram i. It waits for room if Run is behind: what
+// comes meanwhile waits in the connector's socket, and what does not fit there is
+// counted as lost.
+//
+//go:nosplit
+//go:norace
+func (r *execReader) send(i int) syscall.Errno {
+	r.datagram, r.fromKernel = r.recv.copy(i, &r.message)
+	r.size = uint32(reportLen) + r.datagram
+	r.iovs[1].Len = uint64(r.datagram)
+	for k, size := range r.sizes {
+		r.iovs[2+k].Len = uint64(size)
+		r.size += size
+	}
+	for {
+		n, _, e := syscall.RawSyscall6(unix.SYS_SENDMSG, uintptr(r.to), uintptr(unsafe.Pointer(&r.hdr)), unix.MSG_NOSIGNAL, 0, 0, 0)
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e == unix.EPIPE:
+			return 0 // close: stop rings too
+		case e == 0 && n != uintptr(r.size):
+			return unix.EMSGSIZE // does not happen: the kernel cuts what is larger than 32 KiB
+		}
+		return e
+	}
+}
+
 // mayRead says whether the thread has CPU time left in this second. If not it
 // becomes an ordinary thread until the second is over.
+//
+//go:nosplit
+//go:norace
 func (r *execReader) mayRead() bool {
 	now := monotonic()
 	if now-r.window >= uint64(time.Second) {
-		r.window, r.used, r.offset = now, threadCPU(), sinceBoot()
+		r.window, r.used = now, threadCPU()
 		// A change of the container's CPU set may have moved the thread.
-		r.pinned.Store(r.cpu >= 0 && pin(r.cpu) == nil)
+		r.report.pinned = r.pin()
 		if r.spent {
 			r.spent = false
-			r.class.Store(uint32(raise(fifo)))
+			r.report.class = raise(fifo)
 		}
 	}
 	if r.turn++; !r.spent && r.turn%8 == 0 && threadCPU()-r.used > r.share {
 		r.spent = true
-		r.class.Store(uint32(raise(nice)))
+		r.report.class = raise(nice)
 	}
 	return !r.spent
+}
+
+// pin binds the thread to its CPU, if it has one.
+//
+//go:nosplit
+//go:norace
+func (r *execReader) pin() bool {
+	if r.cpu < 0 {
+		return false
+	}
+	_, _, e := syscall.RawSyscall6(unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(r.affinity), uintptr(unsafe.Pointer(&r.affinity)), 0, 0, 0)
+	return e == 0
+}
+
+// A heard is one report as Run takes it; it is good until the next one is taken.
+type heard struct {
+	report
+	message []byte
+	parts   [numParts][]byte
+}
+
+// next takes a report, if there is a whole one.
+func (r *execReader) next(h *heard) (bool, error) {
+	for {
+		if b := r.buf[r.begin:r.end]; len(b) >= reportLen {
+			copy((*[reportLen]byte)(unsafe.Pointer(&h.report))[:], b)
+			if int(h.size) <= len(b) {
+				h.cut(b[reportLen:h.size])
+				r.begin += int(h.size)
+				return true, nil
+			}
+		}
+		if r.begin > 0 {
+			r.end, r.begin = copy(r.buf, r.buf[r.begin:r.end]), 0
+		}
+		n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(r.from), uintptr(unsafe.Pointer(&r.buf[r.end])),
+			uintptr(len(r.buf)-r.end), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case e == unix.EINTR:
+		case e == unix.EAGAIN || e == 0 && n == 0: // close shuts it down
+			return false, nil
+		case e != 0:
+			return false, fmt.Errorf("hear from the reader of CPU %d: %w", r.cpu, e)
+		default:
+			r.end += int(n)
+		}
+	}
+}
+
+func (h *heard) cut(b []byte) {
+	h.message, b = b[:h.datagram], b[h.datagram:]
+	for i, size := range h.sizes {
+		h.parts[i], b = b[:size], b[size:]
+	}
 }

@@ -16,15 +16,14 @@ const (
 	snapshotRoom = 4*partMax + commMax
 )
 
-// A snapshotter reads the facts about one process after another from /proc. It
-// belongs to one thread, allocates nothing, and trusts nothing it reads. It
-// differs from procfs.FS in what it is for: one attempt within microseconds,
-// while the process stands still, instead of a right answer in the end.
+// A snapshotter makes facts of what was gathered in /proc. It belongs to one thread,
+// allocates nothing, and trusts nothing that was read. It differs from procfs.FS in
+// what it is for: one attempt within microseconds, while the process stands still,
+// instead of a right answer in the end.
 type snapshotter struct {
-	gathering
-
-	parsedStat   procfs.Stat
-	parsedStatus procfs.Status
+	cwd    bool // the working directory is wanted
+	stat   procfs.Stat
+	status procfs.Status
 }
 
 // fallbackFacts are the facts a snapshot can give.
@@ -45,15 +44,6 @@ func openProc() (int, error) {
 	return fd, nil
 }
 
-// look gathers what there is about a process.
-//
-//go:nosplit
-func (s *snapshotter) look(tgid int32) {
-	enter()
-	s.gather(tgid)
-	leave()
-}
-
 // facts makes of what was gathered about a process that ran exec at stamp the facts
 // f. Text is appended to text, which must have snapshotRoom left: f points into it.
 // bootOffset is that of sinceBoot.
@@ -61,30 +51,32 @@ func (s *snapshotter) look(tgid int32) {
 // While a further exec goes on the arguments read as empty, and afterwards they are
 // others; so if they were the same after exe, exe belongs to them. An exec does not
 // move to another cgroup.
-func (s *snapshotter) facts(f *event.Facts, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
+func (s *snapshotter) facts(f *event.Facts, h *heard, stamp, bootOffset uint64, text []byte) ([]byte, outcome, doubt) {
 	var d doubt
 	start := len(text)
-	text, f.Cmdline = add(text, s.cmdline.bytes())
-	if f.CmdlineLen = uint32(s.cmdline.n); s.cmdline.n == partMax {
+	// No arguments at all means that the memory is gone: an exec without any still
+	// has one NUL.
+	text, f.Cmdline = add(text, h.parts[partArgs])
+	have(f, event.FieldArgs, len(f.Cmdline) > 0)
+	if f.CmdlineLen = uint32(len(f.Cmdline)); f.CmdlineLen == partMax {
 		f.CmdlineLen++ // cut; stat may know the true length
 	}
-	// Nothing at all means that the memory is gone: an exec without arguments still
-	// has one NUL.
-	have(f, event.FieldArgs, len(f.Cmdline) > 0)
-	text, f.Exe = add(text, s.exe.bytes())
+	text, f.Exe = add(text, h.parts[partExe])
 	have(f, event.FieldExe, len(f.Exe) > 0)
-	text, f.Cgroup = s.cgroupPath(text)
-	s.exeFile(f)
-	text, f.Cwd = add(text, s.dir.bytes())
+	if path, ok := procfs.ParseCgroup(h.parts[partCgroup]); ok {
+		text, f.Cgroup = add(text, path)
+	}
+	exeFile(f, h)
+	text, f.Cwd = add(text, h.parts[partCwd])
 	have(f, event.FieldCwd, len(f.Cwd) > 0)
-	if f.Have != 0 && (s.again.n == 0 || !bytes.Equal(s.again.bytes(), f.Cmdline)) {
+	if f.Have != 0 && !h.same {
 		// Keep the arguments, the first thing read: they were right then.
 		d |= doubtExe
 		f.Exe, f.Cwd, f.ExeFile, f.Marks = nil, nil, event.ExeFile{}, 0
 		f.Have &= event.FieldSet(event.FieldArgs)
 	}
-	s.statusFacts(f)
-	text, alive := s.statFacts(f, text)
+	s.ids(f, h.parts[partStatus])
+	text, alive := s.times(f, h.parts[partStat], text)
 
 	if f.Have.Has(event.FieldStart) && f.Start > stamp+bootOffset+procfs.Tick {
 		*f = event.Facts{}
@@ -97,7 +89,7 @@ func (s *snapshotter) facts(f *event.Facts, stamp, bootOffset uint64, text []byt
 		f.Cgroup = nil
 	}
 	have(f, event.FieldCgroup, len(f.Cgroup) > 0)
-	if s.denied {
+	if h.denied {
 		d |= doubtDenied
 	}
 	if f.Have == 0 {
@@ -108,25 +100,6 @@ func (s *snapshotter) facts(f *event.Facts, stamp, bootOffset uint64, text []byt
 		return text, partial, d
 	}
 	return text, complete, d
-}
-
-// takeIDs reads the ids of a task, also of a thread, and fills f if they are
-// there.
-func (s *snapshotter) takeIDs(f *event.Facts, pid int32) {
-	s.lookAtStatus(pid)
-	s.statusFacts(f)
-	if f.Have != 0 {
-		f.From = event.SourceProc
-	}
-}
-
-// lookAtStatus gathers no more than takeIDs needs.
-//
-//go:nosplit
-func (s *snapshotter) lookAtStatus(pid int32) {
-	enter()
-	s.gatherStatus(pid)
-	leave()
 }
 
 // add appends b to text and returns where it is there, nil for nothing.
@@ -147,11 +120,11 @@ func have(f *event.Facts, field event.Field, ok bool) {
 
 // exeFile is about the file behind the program's path, found by the same link, so
 // that a path which leads elsewhere by now does no harm.
-func (s *snapshotter) exeFile(f *event.Facts) {
-	if len(f.Exe) == 0 || !s.hasStatx {
+func exeFile(f *event.Facts, h *heard) {
+	if len(f.Exe) == 0 || !h.hasStatx {
 		return
 	}
-	x := &s.statx
+	x := &h.statx
 	f.ExeFile = event.ExeFile{
 		Dev: uint64(x.Dev_major)<<20 | uint64(x.Dev_minor), Ino: x.Ino,
 		Mode: x.Mode, UID: x.Uid, GID: x.Gid, Nlink: x.Nlink,
@@ -166,19 +139,10 @@ func (s *snapshotter) exeFile(f *event.Facts) {
 	}
 }
 
-// cgroupPath appends the path of the task's cgroup to text.
-func (s *snapshotter) cgroupPath(text []byte) (grown, path []byte) {
-	path, ok := procfs.ParseCgroup(s.cgroup.bytes())
-	if !ok {
-		return text, nil
-	}
-	return add(text, path)
-}
-
-// statusFacts are ids and capabilities.
-func (s *snapshotter) statusFacts(f *event.Facts) {
-	st := &s.parsedStatus
-	if s.status.n == 0 || procfs.ParseStatus(s.status.bytes(), st) != nil {
+// ids are ids and capabilities, from /proc/<pid>/status.
+func (s *snapshotter) ids(f *event.Facts, status []byte) {
+	st := &s.status
+	if len(status) == 0 || procfs.ParseStatus(status, st) != nil {
 		return
 	}
 	if st.HasIDs() {
@@ -196,10 +160,11 @@ func (s *snapshotter) statusFacts(f *event.Facts) {
 	have(f, event.FieldNNP, st.HasNoNewPrivs())
 }
 
-// statFacts are start time, parent, session and name, and whether the task lives.
-func (s *snapshotter) statFacts(f *event.Facts, text []byte) (grown []byte, alive bool) {
-	st := &s.parsedStat
-	if s.stat.n == 0 || procfs.ParseStat(s.stat.bytes(), st) != nil {
+// times are start time, parent, session and name, and whether the task lives, from
+// /proc/<pid>/stat.
+func (s *snapshotter) times(f *event.Facts, stat, text []byte) (grown []byte, alive bool) {
+	st := &s.stat
+	if len(stat) == 0 || procfs.ParseStat(stat, st) != nil {
 		return text, false
 	}
 	comm := st.Comm()

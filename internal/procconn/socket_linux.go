@@ -184,35 +184,65 @@ func (r *receiver) recvmmsg(fd int) (int, syscall.Errno) {
 
 // received is the answer of recvmmsg for the others.
 func received(n int, e syscall.Errno) (int, error) {
-	switch e {
-	case 0:
+	switch {
+	case e == 0:
 		return n, nil
-	case unix.EAGAIN, unix.EINTR, unix.ENOBUFS:
-		// NETLINK_NO_ENOBUFS does not cover what was pending before; drops are
-		// counted elsewhere.
+	case nothingYet(e):
 		return 0, nil
 	}
 	return 0, fmt.Errorf("receive process events: %w", e)
 }
 
-// datagram is the i-th one received, and whether the kernel sent it: any
-// process with CAP_NET_ADMIN can send to the group too, but not from port 0.
-func (r *receiver) datagram(i int) (b []byte, fromKernel bool) {
-	b = r.bufs[i*datagramRoom:][:min(r.hdrs[i].n, datagramRoom)]
-	return b, r.hdrs[i].hdr.Namelen == unix.SizeofSockaddrNetlink && r.names[i].Pid == 0
-}
-
-// firstExec is the process that ran exec, if the first datagram received is about
-// that, else 0. It does not replace decode, which says what else it may be.
+// nothingYet says whether the error of recvmmsg is none. NETLINK_NO_ENOBUFS does not
+// cover what was pending before; drops are counted elsewhere.
 //
 //go:nosplit
 //go:norace
-func (r *receiver) firstExec() int32 {
-	b := unsafe.Pointer(unsafe.SliceData(r.bufs))
-	if unsafe.SliceData(r.hdrs).n < offUnion+8 || word(b, offWhat) != uint32(WhatExec) || unsafe.SliceData(r.names).Pid != 0 {
+func nothingYet(e syscall.Errno) bool {
+	return e == unix.EAGAIN || e == unix.EINTR || e == unix.ENOBUFS
+}
+
+// datagram is the i-th one received, and whether the kernel sent it: any
+// process with CAP_NET_ADMIN can send to the group too, but not from port 0.
+func (r *receiver) datagram(i int) (b []byte, fromKernel bool) {
+	p, n, fromKernel := r.raw(i)
+	return unsafe.Slice((*byte)(p), n), fromKernel
+}
+
+// execOf is the process that ran exec, if the i-th datagram is about that, else 0.
+// It does not replace decode, which says what else it may be.
+//
+//go:nosplit
+//go:norace
+func (r *receiver) execOf(i int) int32 {
+	b, n, fromKernel := r.raw(i)
+	if !fromKernel || n < offUnion+8 || word(b, offWhat) != uint32(WhatExec) {
 		return 0
 	}
 	return int32(word(b, offUnion+4))
+}
+
+// copy copies the i-th datagram.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (r *receiver) copy(i int, to *[datagramRoom]byte) (n uint32, fromKernel bool) {
+	b, n, fromKernel := r.raw(i)
+	*to = *(*[datagramRoom]byte)(b)
+	return n, fromKernel
+}
+
+// raw is datagram for where nothing but system calls can be made.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (r *receiver) raw(i int) (b unsafe.Pointer, n uint32, fromKernel bool) {
+	h := (*mmsghdr)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.hdrs)), uintptr(i)*unsafe.Sizeof(mmsghdr{})))
+	name := (*unix.RawSockaddrNetlink)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.names)), uintptr(i)*unsafe.Sizeof(unix.RawSockaddrNetlink{})))
+	return unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.bufs)), i*datagramRoom), min(h.n, datagramRoom),
+		h.hdr.Namelen == unix.SizeofSockaddrNetlink && name.Pid == 0
 }
 
 //go:nosplit
@@ -233,7 +263,7 @@ func monotonic() uint64 { return clock(unix.CLOCK_MONOTONIC) }
 //go:norace
 func clock(id int32) uint64 {
 	var t unix.Timespec
-	if _, _, e := syscall.RawSyscall(unix.SYS_CLOCK_GETTIME, uintptr(id), uintptr(unsafe.Pointer(&t)), 0); e != 0 {
+	if _, _, e := syscall.RawSyscall6(unix.SYS_CLOCK_GETTIME, uintptr(id), uintptr(unsafe.Pointer(&t)), 0, 0, 0, 0); e != 0 {
 		return 0 // cannot happen: the two clocks used exist since 2.6.39
 	}
 	return uint64(t.Nano())

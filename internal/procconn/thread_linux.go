@@ -59,18 +59,27 @@ func (c class) String() string {
 // raise gives the calling thread the best class that it may have, at most
 // want. CAP_SYS_NICE is needed for more than normal, and for fifo a real-time
 // budget in the thread's cgroup where those exist (CONFIG_RT_GROUP_SCHED).
+//
+//go:nosplit
+//go:norace
 func raise(want class) class {
 	// RESET_ON_FORK: a thread that the Go runtime clones from here must not
 	// inherit the class.
-	if want == fifo && unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO,
-		Priority: fifoPriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0) == nil {
+	if want == fifo && setClass(unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: fifoPriority}) {
 		return fifo
 	}
-	if want >= nice && unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL,
-		Nice: -20, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0) == nil {
+	if want >= nice && setClass(unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: -20}) {
 		return nice
 	}
 	return normal
+}
+
+//go:nosplit
+//go:norace
+func setClass(a unix.SchedAttr) bool {
+	a.Size, a.Flags = unix.SizeofSchedAttr, unix.SCHED_FLAG_RESET_ON_FORK
+	_, _, e := syscall.RawSyscall6(unix.SYS_SCHED_SETATTR, 0, uintptr(unsafe.Pointer(&a)), 0, 0, 0, 0)
+	return e == 0
 }
 
 // pin binds the calling thread to one CPU.
@@ -129,6 +138,9 @@ func parseCPUList(list string) ([]int, error) {
 }
 
 // threadCPU is the CPU time used by the calling thread.
+//
+//go:nosplit
+//go:norace
 func threadCPU() time.Duration { return time.Duration(clock(unix.CLOCK_THREAD_CPUTIME_ID)) }
 
 // nameThread gives the calling thread the name that it has. Every call makes a

@@ -219,24 +219,29 @@ func (f *fallback) readBulk() (more bool, err error) {
 		}
 		for i := range n {
 			b, fromKernel := f.recv.datagram(i)
-			if !fromKernel {
-				f.c.n.received.Add(1)
-				f.c.n.forged.Add(1)
-				continue
-			}
-			for more := true; more; more = len(b) > 0 {
-				f.c.n.received.Add(1)
-				var ok bool
-				if b, ok = f.c.n.decode(b, &f.msg); ok {
-					f.bulkMessage(&f.msg)
-				}
-			}
+			f.each(b, fromKernel, func(bool) { f.bulkMessage(&f.msg) })
 		}
 		if total += n; n < bulkBatch {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// each decodes the messages of a datagram into msg, one after the other, has them
+// taken, and counts those that are none of ours.
+func (f *fallback) each(b []byte, fromKernel bool, take func(first bool)) {
+	for first := true; first || len(b) > 0; first = false {
+		f.c.n.received.Add(1)
+		if !fromKernel {
+			f.c.n.forged.Add(1)
+			return
+		}
+		var ok bool
+		if b, ok = f.c.n.decode(b, &f.msg); ok {
+			take(first)
+		}
+	}
 }
 
 func (f *fallback) bulkMessage(m *Message) {
@@ -255,22 +260,28 @@ func (f *fallback) bulkMessage(m *Message) {
 		f.c.n.notAsked.Add(1)
 		return
 	}
-	it := f.others.slot()
+	it := f.fill(f.others)
 	if it == nil {
-		f.overflow++
 		return
 	}
-	m.Fill(&it.rec)
 	if kind == event.CommChange {
-		c := it.in
-		at := len(c.text)
-		c.text = append(c.text, it.rec.Comm...)
-		it.rec.Comm = c.text[at:len(c.text):len(c.text)]
+		it.in.text, it.rec.Comm = add(it.in.text, it.rec.Comm)
 	}
 	if kind == event.UIDChange || kind == event.GIDChange {
 		f.readIDs(&it.rec)
 	}
 	f.hold(it)
+}
+
+// fill makes an item of msg, or counts it where there is no room.
+func (f *fallback) fill(s *store) *item {
+	it := s.slot()
+	if it == nil {
+		f.overflow++
+		return nil
+	}
+	f.msg.Fill(&it.rec)
+	return it
 }
 
 // hold keeps an item until its turn.
@@ -328,21 +339,7 @@ func (f *fallback) readReports(r *execReader) (more bool, err error) {
 func (f *fallback) report(r *execReader, h *heard) {
 	r.class.Store(uint32(h.class))
 	r.pinned.Store(h.pinned)
-	f.c.n.received.Add(1)
-	if !h.fromKernel {
-		f.c.n.forged.Add(1)
-		return
-	}
-	for b, first := h.message, true; ; first = false {
-		var ok bool
-		if b, ok = f.c.n.decode(b, &f.msg); ok {
-			f.execMessage(r, h, first)
-		}
-		if len(b) == 0 {
-			return
-		}
-		f.c.n.received.Add(1)
-	}
+	f.each(h.message, h.fromKernel, func(first bool) { f.execMessage(r, h, first) })
 }
 
 func (f *fallback) execMessage(r *execReader, h *heard, first bool) {
@@ -356,12 +353,10 @@ func (f *fallback) execMessage(r *execReader, h *heard, first bool) {
 		f.c.n.unknown.Add(1) // the filter lets nothing else pass
 		return
 	}
-	it := f.execs.slot()
+	it := f.fill(f.execs)
 	if it == nil {
-		f.overflow++
 		return
 	}
-	m.Fill(&it.rec)
 	switch {
 	case first && h.ready > 0:
 		c := it.in
@@ -540,7 +535,7 @@ func (f *fallback) describe(s *Status) {
 	}
 	s.Scheduling = worst.String()
 	limit := func(missing, cost string) { s.Limits = append(s.Limits, Limit{missing, cost}) }
-	limit("recorder", "Facts of an exec are read from /proc in a race with the process: about 1 in 1,000 very short processes is seen "+
+	limit("recorder", "Facts of an exec are read from /proc in a race with the process: up to 1 in 100 very short processes is seen "+
 		"without arguments or program. Namespaces, login id, the name handed to execve and the overlay layer are never known, "+
 		"nor who made a process with CLONE_PARENT.")
 	for _, c := range []struct {

@@ -128,9 +128,13 @@ func (r *execReader) close() {
 func (r *execReader) run() (e syscall.Errno) {
 	enter()
 	for e == 0 {
-		syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&r.fds)), 2, 0, 0, 0, 0)
-		if r.fds[1].Revents != 0 {
-			break
+		_, _, e = syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&r.fds)), 2, 0, 0, 0, 0)
+		if e == unix.EINTR {
+			e = 0
+			continue
+		}
+		if e != 0 || r.fds[1].Revents != 0 {
+			break // a thread with this priority must not go round without waiting
 		}
 		n := 0
 		if n, e = r.recv.recvmmsg(r.sock.fd); nothingYet(e) {
